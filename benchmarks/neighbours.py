@@ -1,0 +1,110 @@
+"""What PatchCore adds to its backbone: (forward + embedding + search + image score) / forward, batch 8 at 256 x 256.
+
+The forward pass is ResNet18 up to layer3 in ONNX Runtime float32 on the same threads. Times are CPU seconds, the
+shortest of several runs in one process.
+
+python benchmarks/neighbours.py [--threads N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from _common import SHARED, data, table
+
+CHANNEL_MEAN, CHANNEL_SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def network(threads: int):
+    """ResNet18's layer2 and layer3 in ONNX Runtime."""
+    import timm
+    import torch
+    from safetensors.torch import load_file
+
+    from anomalens.backbones._onnx import OnnxNetwork
+
+    model = timm.create_model("resnet18", pretrained=False, features_only=True, out_indices=(2, 3)).eval()
+    model.load_state_dict(load_file(SHARED / "weights" / "resnet18_stem_to_layer3.safetensors"))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "resnet18.onnx"
+        torch.onnx.export(
+            model, (torch.zeros(2, 3, 256, 256),), path, dynamo=True, external_data=False, verbose=False,
+            output_names=["layer2", "layer3"], dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )  # fmt: skip
+        return OnnxNetwork(path.read_bytes(), ("layer2", "layer3"), threads=threads)
+
+
+def pictures(samples) -> list[np.ndarray]:
+    from anomalens.parts.batches import batches
+
+    mean, spread = (np.array(v, np.float32)[:, None, None] for v in (CHANNEL_MEAN, CHANNEL_SPREAD))
+    return [(batch.images - mean) / spread for batch in batches(samples, (256, 256), 8)]
+
+
+def cost(work: Callable[[], object], repeats: int = 7) -> float:
+    work()
+    spent = []
+    for _ in range(repeats):
+        start = time.process_time()
+        work()
+        spent.append(time.process_time() - start)
+    return min(spent)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    threads = str(parser.parse_args().threads)
+    if os.environ.get("ANOMALENS_BENCH") != threads:  # the BLAS reads its threads when it is loaded
+        os.environ |= {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads, "ANOMALENS_BENCH": threads}
+        os.execv(sys.executable, [sys.executable, *sys.argv])
+
+    from anomalens.datasets import open_folder
+    from anomalens.parts.coreset import greedy
+    from anomalens.parts.neighbours import Bank
+    from anomalens.parts.patches import embed
+
+    net = network(int(threads))
+    folder = open_folder(data("magnetic_tile"))
+    train = np.concatenate([embed(net(images)) for images in pictures(folder.train()[:200])])
+    tests = pictures(folder.test()[::5])
+    tests = [images for images in tests if len(images) == 8]
+    features = net(tests[0])
+    forward = cost(lambda: net(tests[0]))
+    order = greedy(train, 20_480, start=0).indices
+    print(
+        f"forward {1e3 * forward:.0f} ms, embedding {1e3 * cost(lambda: embed(features)):.1f} ms, {threads} threads\n"
+    )
+
+    rows = []
+    for size in (2048, 20_480):
+        bank = train[order[:size]]
+        exact = Bank(bank)
+        for mode in ("exact", "pruned"):
+            search = Bank(bank, mode)
+            errors, scores = [], []
+            for images in tests:
+                queries = embed(net(images))
+                found = search.largest(queries, 8)
+                true = exact.nearest(queries)[0].reshape(8, -1)
+                errors.append(found.distances / true - 1)
+                scores.append(found.scores / true.max(axis=1) - 1)
+            error = np.concatenate(errors)
+            added = cost(lambda search=search: search.largest(embed(features), 8))
+            rows.append((
+                size, mode, 1e3 * added, 1 + added / forward, f"{np.abs(np.concatenate(scores)).max():.0e}",
+                float((error < 1e-6).mean()), float(error.mean()), float(error.max()),
+            ))  # fmt: skip
+    head = ("bank", "mode", "added ms", "ratio", "score error", "patches equal", "mean error", "max error")
+    table(head, rows)
+
+
+if __name__ == "__main__":
+    main()

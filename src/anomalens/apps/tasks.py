@@ -1,0 +1,524 @@
+"""What the commands do, as functions: folder in, report out. Each returns the summary it has also written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import detector as registry
+from .. import store
+from ..backbones import card as backbone_card
+from ..calibrate import REVIEW, Calibration, fit_calibrated, percent, stands_out
+from ..datasets.folder import Folder
+from ..detector import Detector, create, setting_types
+from ..errors import Unreadable, WrongInput, unknown
+from ..files import write_atomic
+from ..parts.sizes import parse_bytes
+from ..types import Sample, Verdict
+from .progress import Watch, say
+from .report import Summary
+from .run_folder import RunFolder
+
+EXACT_PIXELS = 60_000_000  # pixels of maps that evaluate keeps for exact figures with intervals; 240 MB
+WITH_GOOD, WITHOUT_GOOD = "patchcore", "grnr"  # what inspect uses when no method is named
+
+
+def inspect(
+    new: str,
+    good: str | None,
+    out: str,
+    *,
+    method: str | None = None,
+    save_model: str | None = None,
+    rate: float | None = None,
+    min_area: int = 4,
+    maps: bool = True,
+    seed: int = 0,
+    quiet: bool = False,
+    **how: Any,
+) -> dict[str, Any]:
+    """Learn from `good` (or use a method that needs no good picture), judge `new`, write the report to `out`.
+
+    An interrupted run with the same inputs is continued. Returns {"words", "report", "counts", ...}, JSON-able.
+    """
+    watch = Watch(quiet)
+    pictures = Folder(new)
+    learn = Folder(good) if good else None
+    fresh, words = apart(pictures, learn)
+    detector, choice = choose(method, learn is not None, seed=seed, **how)
+    say(choice, quiet)
+    for line in words:
+        say(line, quiet)
+    normal = [s for s in learn.train() if s.label != 1] if learn else []
+    if learn:
+        enough(normal, detector, str(good))
+    _check_rate(rate)
+    plan = plan_of(detector, new, good, normal, rate=rate, min_area=min_area, maps=maps, seed=seed)
+    with ExitStack() as stack:
+        run = stack.enter_context(RunFolder(out, plan))
+        say(run.message, quiet or not run.message)
+        kept = run.scratch / "model"
+        if learn and kept.exists():
+            detector = store.load(kept)
+        elif learn:
+            fit_calibrated(detector, normal, seed=seed, track=watch)
+            if watch.unreadable:
+                words.append(left_out(watch.unreadable))
+                say(words[-1], quiet)
+            store.save(detector, kept)
+        if learn and save_model:
+            store.save(detector, save_model)
+        return _judge(run, detector, fresh, watch, rate, min_area, words=[choice, *words], quiet=quiet, seed=seed)
+
+
+def fit(
+    good: str, out: str, *, method: str | None = None, seed: int = 0, quiet: bool = False, **how: Any
+) -> dict[str, Any]:
+    """Learn from good pictures, calibrate on them and save the detector to `out`."""
+    watch = Watch(quiet)
+    folder = Folder(good)
+    detector, choice = choose(method, True, seed=seed, **how)
+    say(choice, quiet)
+    say(folder.describe(), quiet)
+    normal = [s for s in folder.train() if s.label != 1]
+    enough(normal, detector, good)
+    fit_calibrated(detector, normal, seed=seed, track=watch)
+    store.save(detector, out)
+    calibration = detector.calibration
+    assert calibration is not None
+    words = [
+        f"{detector.method} learned from {len(normal) - len(watch.unreadable)} good pictures and was saved to {out}."
+    ]
+    if watch.unreadable:
+        words.append(left_out(watch.unreadable))
+    words.append(calibration.promise())
+    return {"words": "\n".join(words), "model": out, "method": detector.method, "good": calibration.count,
+            "smallest_rate": calibration.smallest_rate, "unreadable": watch.unreadable}  # fmt: skip
+
+
+def predict(
+    model: str,
+    new: str,
+    out: str,
+    *,
+    rate: float | None = None,
+    min_area: int = 4,
+    device: str = "auto",
+    maps: bool = True,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Judge `new` with a saved detector and write the report to `out`."""
+    watch = Watch(quiet)
+    detector = load(model, device)
+    pictures = Folder(new)
+    fresh = pictures.samples()
+    words = [new_in_words(pictures, fresh)]
+    say(words[0], quiet)
+    _check_rate(rate)
+    plan = plan_of(detector, new, None, [], rate=rate, min_area=min_area, maps=maps, seed=0)
+    with RunFolder(out, plan) as run:
+        say(run.message, quiet or not run.message)
+        return _judge(run, detector, fresh, watch, rate, min_area, words=words, quiet=quiet)
+
+
+def evaluate(
+    model: str, data: str, out: str | None, *, rate: float | None = None, seed: int = 0, device: str = "auto",
+    quiet: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Figures of a saved detector on a labelled folder, with 95 % bootstrap intervals over pictures.
+
+    Above EXACT_PIXELS the pixel figures come from a stream with bounded memory: each with the certified limit of its
+    error, and without interval.
+    """
+    from .. import metrics
+
+    watch = Watch(quiet)
+    detector = load(model, device)
+    folder = Folder(data)
+    test = [s for s in folder.test() if s.label is not None]
+    if not test:
+        raise WrongInput(
+            f"{data} has no labelled pictures; evaluate needs good and bad ones, for instance good/ and bad/."
+        )
+    say(folder.describe(), quiet)
+    by_id = {s.id: s for s in test}
+    masked = any(s.mask is not None for s in test)
+    scored: list[tuple[float, int]] = []
+    pairs: list[tuple[np.ndarray, np.ndarray | None]] = []
+    stream: metrics.PixelAccumulator | None = None
+    for prediction in detector.predict(watch(test, "judging labelled pictures", len(test))):
+        sample = by_id[prediction.id]
+        scored.append((prediction.score, int(bool(sample.label))))
+        if not masked or prediction.map is None or (sample.label and sample.mask is None):
+            continue
+        pairs.append((prediction.map, sample.mask.read() if sample.mask is not None else None))
+        if stream is None and sum(values.size for values, _ in pairs) > EXACT_PIXELS:
+            stream = metrics.PixelAccumulator()
+        if stream is not None:
+            for values, mask in pairs:
+                stream.update(values, mask)
+            pairs.clear()
+    if not scored:
+        raise Unreadable(
+            f"none of the {len(test)} labelled pictures could be read (first: {next(iter(watch.unreadable.values()))})"
+        )
+    scores, labels = np.array([s for s, _ in scored]), np.array([k for _, k in scored], bool)
+    figures = {f"image {k}": v for k, v in metrics.image(scores, labels, interval=True, seed=seed).items()}
+    if stream is not None:
+        figures |= {f"pixel {k}": v for k, v in stream.compute().items()}
+    elif pairs:
+        maps, masks = zip(*pairs, strict=True)
+        figures |= {f"pixel {k}": v for k, v in metrics.pixel(maps, masks, interval=True, seed=seed).items()}
+    result: dict[str, Any] = {
+        "method": detector.method, "model": model, "data": data, "pictures": len(labels), "anomalous": int(labels.sum()),
+        "unreadable": watch.unreadable, "seed": seed, "figures": {name: _figure(m) for name, m in figures.items()},
+    }  # fmt: skip
+    if detector.calibration is not None:
+        used = detector.calibration.rate(rate)
+        rejected = np.array([detector.calibration.p_value(s) <= used + 1e-12 for s in scores])
+        result["at_threshold"] = {
+            "false_alarm_rate": used,
+            "good_rejected": int(rejected[~labels].sum()), "good": int((~labels).sum()),
+            "anomalous_rejected": int(rejected[labels].sum()), "anomalous": int(labels.sum()),
+        }  # fmt: skip
+    if out:
+        write_atomic(Path(out), json.dumps(result, indent=1, allow_nan=False) + "\n")
+    return result
+
+
+def _figure(measured: Any) -> dict[str, Any]:
+    """One measured value as JSON: None where it is undefined, with the reason."""
+    return {
+        "value": _finite(measured.value), "interval": measured.interval, "floor": _finite(measured.floor),
+        "bound": measured.bound, "reason": measured.reason,
+    }  # fmt: skip
+
+
+def figures_table(result: dict[str, Any]) -> str:
+    """The figures of `evaluate` as text."""
+    lines = [f"{result['method']} on {result['data']}: {result['pictures']} pictures, {result['anomalous']} anomalous"]
+    for name, figure in result["figures"].items():
+        if figure["value"] is None:
+            lines.append(f"  {name:<18} undefined: {figure['reason']}")
+            continue
+        extra = (
+            f"   95 % interval {figure['interval'][0]:.3f} to {figure['interval'][1]:.3f}" if figure["interval"] else ""
+        )
+        extra += f"   error at most {figure['bound']:.1g}" if figure["bound"] else ""
+        lines.append(f"  {name:<18} {figure['value']:.3f}{extra}")
+    if at := result.get("at_threshold"):
+        lines.append(
+            f"  at a false-alarm rate of {percent(at['false_alarm_rate'])}: {at['good_rejected']} of {at['good']} "
+            f"good and {at['anomalous_rejected']} of {at['anomalous']} anomalous pictures are rejected"
+        )
+    return "\n".join(lines)
+
+
+def demo(out: str, category: str = "cloth", seed: int = 0, quiet: bool = False) -> dict[str, Any]:
+    """Draw a category, inspect its test pictures with its good ones, evaluate the detector: all offline."""
+    from ..datasets.procedural import Procedural
+
+    root = Path(out)
+    drawn = root / "pictures"
+    if not (drawn / category).exists():
+        say(f"drawing {category} into {drawn / category}", quiet)
+        Procedural(category, seed=seed).write(drawn / category)
+    good, new, report, model = (
+        drawn / category / "train" / "good",
+        drawn / category / "test",
+        root / "report",
+        root / "model",
+    )
+    summary = inspect(str(new), str(good), str(report), save_model=str(model), seed=seed, quiet=quiet)
+    figures = evaluate(str(model), str(drawn / category), str(root / "figures.json"), seed=seed, quiet=quiet)
+    summary["figures"] = figures["figures"]
+    summary["words"] = "\n".join([summary["words"], "", figures_table(figures), "", f"The report: {summary['report']}"])
+    return summary
+
+
+def choose(
+    method: str | None, has_good: bool, *, tile: int | None = None, roi: str | None = None, **how: Any
+) -> tuple[Detector, str]:
+    """The detector to use, wrapped for tiles and region of interest where asked for, and a sentence that says why."""
+    if method:
+        name, why = (
+            registry.registry.resolve("detectors", "detector", method),
+            f"Method: {registry.card(method).title}.",
+        )
+    elif has_good:
+        name = WITH_GOOD
+        why = "Method: PatchCore (the default with good pictures: a memory of what their patches look like)."
+    else:
+        name = WITHOUT_GOOD
+        why = (
+            "Method: GRNR, because no good pictures were given: it compares each place of a picture with the rest of the "
+            "same picture, so it suits even textures, not objects. Nothing can be promised without good pictures."
+        )
+    if not has_good and registry.card(name).normals[0] > 0:
+        ready = [n for n in registry.names() if registry.card(n).normals[0] == 0]
+        raise WrongInput(f"{name} learns from good pictures; give --good GOOD, or use {' or '.join(ready)} without.")
+    made = create(name, **settings_for(name, **how))
+    if tile:
+        made = create("tiled", inner=made, tile=tile, overlap=min(64, tile // 4))
+    if roi:
+        if not Path(roi).exists():
+            raise WrongInput(f"the region of interest {roi} does not exist; give the path of a mask picture.")
+        made = create("within", inner=made, mask_file=roi)
+    return made, why
+
+
+def settings_for(
+    name: str, *, backbone: str | None = None, limit_memory: str | None = None, seed: int = 0, device: str = "auto",
+    settings: Iterable[str] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """Options of the command line as settings of one method; `settings` are KEY=VALUE texts."""
+    hints = setting_types(registry.registry.module("detectors", "detector", name).DETECTOR)
+    wanted: dict[str, Any] = {"seed": seed, "device": device}
+    if limit_memory is not None:
+        wanted["limit_memory"] = parse_bytes(limit_memory)
+    chosen = {k: v for k, v in wanted.items() if k in hints}
+    if backbone is not None:
+        if "backbone" not in hints:
+            raise WrongInput(f"{name} looks through no backbone; leave --backbone out, or set it with --set inner=...")
+        chosen["backbone"] = backbone
+    for text in settings:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise WrongInput(f"--set takes KEY=VALUE; got {text!r}.")
+        key = key.strip().replace("-", "_")
+        if key not in hints:
+            raise unknown(f"setting of {name}", key, hints)
+        try:
+            chosen[key] = json.loads(value)
+        except ValueError:
+            chosen[key] = tuple(json.loads(f"[{value}]")) if _numbers(value) else value
+        if isinstance(chosen[key], list):
+            chosen[key] = tuple(chosen[key])
+    return chosen
+
+
+def _numbers(text: str) -> bool:
+    return "," in text and all(part.strip().lstrip("-").isdigit() for part in text.split(","))
+
+
+def load(model: str, device: str) -> Detector:
+    """A saved detector, on the device asked for."""
+    detector = store.load(model)
+    if device != "auto":
+        for part in _parts(detector):
+            if hasattr(part, "device"):
+                part.device = device
+    return detector
+
+
+def _parts(detector: Detector) -> Iterator[Detector]:
+    yield detector
+    for value in detector.settings().values():
+        if isinstance(value, Detector):
+            yield from _parts(value)
+
+
+def apart(pictures: Folder, learn: Folder | None) -> tuple[list[Sample], list[str]]:
+    """The pictures to judge, without those that are learnt from, and what was used for what in words."""
+    fresh = pictures.samples()
+    words = [new_in_words(pictures, fresh)]
+    if learn is None:
+        return fresh, words
+    known = {p for s in learn.train() if (p := _real(s))}
+    rest = [s for s in fresh if _real(s) not in known]
+    if not rest:
+        raise WrongInput(
+            f"every picture of {pictures.root} is also among the good ones of {learn.root}; a picture that was learnt from "
+            "cannot be judged. Give a folder of new pictures, or `anomalens fit` to learn only."
+        )
+    words.append(f"Good pictures: {learn.describe()}")
+    if len(rest) < len(fresh):
+        words.append(f"{len(fresh) - len(rest)} of the new pictures are learnt from and therefore not judged.")
+    return rest, words
+
+
+def new_in_words(pictures: Folder, fresh: list[Sample]) -> str:
+    """How many pictures there are to judge, and what their folders say of them (which judging does not use)."""
+    kinds = Counter(s.defect or ("good" if s.label == 0 else "bad") for s in fresh if s.label is not None)
+    said = (
+        f" (named {', '.join(f'{k}: {n}' for k, n in sorted(kinds.items()))}; judging does not use that)"
+        if kinds
+        else ""
+    )
+    return f"New pictures: {len(fresh)} in {pictures.root}{said}."
+
+
+def _real(sample: Sample) -> str | None:
+    path = next((v.path for v in sample.views.values() if v.path), None)
+    return str(Path(path).resolve()) if path else None
+
+
+def enough(normal: list[Sample], detector: Detector, folder: str) -> None:
+    """Refuse too few good pictures with the number that would do."""
+    if not normal:
+        raise WrongInput(f"{folder} holds no good pictures; give a folder of pictures without defects.")
+    if len(normal) == 1:
+        raise WrongInput(
+            f"{folder} holds a single good picture; a false-alarm rate needs at least 2 and 99 allow 1 %. Give more, or "
+            f"leave --good out to use a method that needs none."
+        )
+
+
+def plan_of(
+    detector: Detector, new: str, good: str | None, normal: list[Sample], *, rate: float | None, min_area: int,
+    maps: bool, seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    """What identifies a run: the same plan on the same pictures gives the same results."""
+    return {
+        "method": detector.method,
+        "settings": _plain(detector),
+        "fitted": fingerprint_of(detector),
+        "new": str(new),
+        "good": None if good is None else str(good),
+        "good_pictures": _digest([[s.id, *_stamp(s)] for s in normal]),
+        "false_alarm_rate": rate,
+        "min_area": min_area,
+        "maps": maps,
+        "seed": seed,
+    }
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def fingerprint_of(detector: Detector) -> str | None:
+    """sha256 over what a fitted detector has learnt; None before fit."""
+    if not detector.fitted or not detector.needs_fit:
+        return None
+    arrays: dict[str, np.ndarray] = {}
+    text = json.dumps(store.pack(detector, "", arrays), sort_keys=True, default=str)
+    digest = hashlib.sha256(text.encode())
+    for key in sorted(arrays):
+        digest.update(arrays[key].tobytes())
+    return digest.hexdigest()
+
+
+def _stamp(sample: Sample) -> list[int]:
+    path = next((v.path for v in sample.views.values() if v.path), None)
+    if path is None or not Path(path).exists():
+        return []
+    stat = Path(path).stat()
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _plain(detector: Detector) -> dict[str, Any]:
+    """Settings as JSON."""
+    return {
+        k: {"method": v.method, "settings": _plain(v)} if isinstance(v, Detector) else v
+        for k, v in detector.settings().items()
+    }
+
+
+def left_out(unreadable: dict[str, str]) -> str:
+    first = next(iter(unreadable.values()))
+    return f"{len(unreadable)} unreadable among the good pictures, left out (first: {first})"
+
+
+def _check_rate(rate: float | None) -> None:
+    if rate is not None and not 0 < rate < 1:
+        raise WrongInput(f"--false-alarm-rate lies between 0 and 1 (0.01 is 1 %); got {rate}.")
+
+
+def _judge(
+    run: RunFolder, detector: Detector, samples: list[Sample], watch: Watch, rate: float | None, min_area: int,
+    *, words: list[str], quiet: bool, seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """Predict everything that is pending, judge it and finish the report."""
+    calibration = detector.calibration
+    limits = calibration.pixel_thresholds(calibration.rate(rate)) if calibration else None
+    if limits and run.map_scale is None:
+        run.map_scale = 2 * limits[1] if limits[1] > 0 else None
+    by_id = {s.id: s for s in samples}
+    already = set(watch.unreadable)
+    pending = list(run.pending(samples))
+    started = time.perf_counter()
+    for prediction in detector.predict(watch(pending, "judging new pictures", len(pending))):
+        judged = calibration.judge(prediction, rate, min_area) if calibration else prediction
+        sample = by_id[prediction.id]
+        run.add(judged, path=_path(sample), label=sample.label)
+    for name, why in watch.unreadable.items():
+        if name not in already and name in by_id:
+            run.fail(name, why, path=_path(by_id[name]))
+    rows = list(run.rows())
+    seconds = time.perf_counter() - started
+    scores = [row["score"] for row in rows if row["score"] is not None]
+    if not scores:
+        raise Unreadable(f"none of the {len(samples)} new pictures could be read (first: {rows[0]['error']})")
+    verdicts: dict[str, Verdict] | None = None
+    summary = describe_run(detector, calibration, rate, words, seed)
+    summary["seconds"], summary["pictures_per_second"] = seconds, len(pending) / seconds if pending else None
+    if calibration is None:
+        limit, out = stands_out(scores)
+        names = [row["id"] for row in rows if row["score"] is not None]
+        verdicts = {name: "review" if flag else "pass" for name, flag in zip(names, out, strict=True)}
+        summary["review"] = limit
+    page = run.finish(summary, verdicts=verdicts)
+    return conclusion(run, page, summary)
+
+
+def describe_run(
+    detector: Detector, calibration: Calibration | None, rate: float | None, words: list[str], seed: int
+) -> Summary:
+    """The facts of the report that do not depend on the new pictures."""
+    innermost = list(_parts(detector))[-1]
+    card = registry.card(innermost.method)
+    chain = " in ".join(registry.card(p.method).title for p in reversed(list(_parts(detector))))
+    backbone = str(getattr(innermost, "backbone", ""))
+    summary: Summary = {"method": chain, "differs": card.differs, "data": " ".join(words), "seed": seed}
+    if backbone:
+        summary["backbone"] = backbone
+        summary["licence"] = backbone_card(backbone.partition(":")[0]).licence
+    if calibration is None:
+        summary["sentences"] = [
+            "No good pictures were given, so nothing is promised: pictures whose score stands out from the others are "
+            "marked for review, none is rejected."
+        ]
+        return summary
+    used = calibration.rate(rate)
+    limits = calibration.pixel_thresholds(used)
+    summary["sentences"] = [calibration.promise(rate)]
+    summary["good_scores"] = [float(s) for s in calibration.scores]
+    summary["reject"] = _finite(calibration.threshold(used))
+    summary["review"] = _finite(calibration.threshold(min(1.0, REVIEW * used)))
+    summary["pixel_threshold"] = _finite(limits[1]) if limits else None
+    return summary
+
+
+def conclusion(run: RunFolder, page: Path, summary: Summary) -> dict[str, Any]:
+    """What the command prints."""
+    facts = json.loads((run.path / "run.json").read_text(encoding="utf-8"))
+    counts = facts["counts"]
+    total = sum(counts.values())
+    parts = [f"{counts[k]} {word}" for k, word in
+             (("reject", "rejected"), ("review", "to review"), ("pass", "passed"), ("unreadable", "unreadable"))
+             if counts[k]]  # fmt: skip
+    speed = facts["pictures_per_second"]
+    words = [f"{total} pictures: {', '.join(parts)}" + (f" ({speed:.1f} pictures/s)." if speed else "."),
+             *summary["sentences"], f"Report: {page}"]  # fmt: skip
+    return {"words": "\n".join(words), "report": str(page), "counts": counts, "sentences": list(summary["sentences"]),
+            "method": facts["plan"]["method"], "false_alarm_rate": facts["plan"]["false_alarm_rate"],
+            "reject_above": summary.get("reject"), "review_above": summary.get("review"),
+            "pictures_per_second": speed}  # fmt: skip
+
+
+def _path(sample: Sample) -> str | None:
+    return next((v.path for v in sample.views.values() if v.path), None)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

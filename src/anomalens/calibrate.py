@@ -1,0 +1,276 @@
+"""Thresholds and p-values with a promised false-alarm rate, from normal pictures alone (split-conformal prediction).
+
+The scores of n normal pictures that the detector has not learnt from are kept. If a new normal picture is drawn like
+those n (exchangeable), the chance that its p-value is at most a is at most a, whatever the detector and the
+distribution of its scores. Test labels never enter.
+
+Source: Vovk, Gammerman, Shafer 2005, Algorithmic Learning in a Random World; Laxhammar and Falkman 2011 for anomaly
+detection; cross-fitting as in Vovk 2015, https://doi.org/10.1007/s10472-013-9368-4.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import numpy as np
+
+from .errors import WrongInput
+from .regions import find_regions
+from .types import Prediction, Sample, Verdict
+
+if TYPE_CHECKING:
+    from .detector import Detector
+
+    AnyDetector = TypeVar("AnyDetector", bound=Detector)
+
+Track = Callable[[Iterable[Any], str, int], Iterable[Any]]  # wraps an iterable to show progress: (items, what, total)
+
+REVIEW = 5  # the review zone reaches from the false-alarm rate a to REVIEW * a
+HOLD_OUT_FROM = 300  # normal pictures from which a third is held out; below, cross-fitting uses every picture
+FOLDS = 5
+LOW_QUANTILE = 0.995  # share of a normal picture's pixels that the lower hysteresis threshold lies above
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What normal pictures score.
+
+    scores: (n,) float64, image scores of normal pictures not learnt from. peaks, highs: (n,) highest map value and its
+        LOW_QUANTILE; empty where the method gives no map.
+    how: held-out, or cross-fitted (each picture scored by a detector fitted without it), or unseen (the detector
+        learns nothing, so that every normal picture is unseen).
+    """
+
+    scores: np.ndarray
+    peaks: np.ndarray
+    highs: np.ndarray
+    how: Literal["held-out", "cross-fitted", "unseen"]
+
+    @property
+    def count(self) -> int:
+        return len(self.scores)
+
+    @property
+    def smallest_rate(self) -> float:
+        """The lowest false-alarm rate that this many normal pictures can promise: 1 / (n + 1)."""
+        return 1 / (self.count + 1)
+
+    @cached_property
+    def _ascending(self) -> np.ndarray:
+        return np.sort(self.scores)
+
+    def p_value(self, score: float) -> float:
+        """(1 + number of normal scores >= score) / (n + 1); a small value means that normal pictures rarely get there."""
+        above = self.count - int(np.searchsorted(self._ascending, score, "left"))
+        return (1 + above) / (self.count + 1)
+
+    def threshold(self, rate: float) -> float:
+        """Scores strictly above it have p-value <= rate; infinite when so few normal pictures cannot promise the rate."""
+        return _conformal_threshold(self._ascending, rate)
+
+    def rate(self, wanted: float | None) -> float:
+        """The rate to use: the wanted one, or, when none was asked for, 1 % or the lowest that can be promised."""
+        if wanted is None:
+            return max(0.01, self.smallest_rate)
+        if not 0 < wanted < 1:
+            raise WrongInput(f"a false-alarm rate lies between 0 and 1; got {wanted}.")
+        return wanted
+
+    def verdict(self, p_value: float, rate: float) -> Verdict:
+        """reject at p <= rate, review at p <= REVIEW * rate, else pass."""
+        slack = 1e-12
+        return "reject" if p_value <= rate + slack else "review" if p_value <= REVIEW * rate + slack else "pass"
+
+    def pixel_thresholds(self, rate: float) -> tuple[float, float] | None:
+        """(low, high) map values for regions, or None without maps.
+
+        A normal picture has a pixel above `high` with probability at most `rate` (or 1 / (n + 1) where that is more);
+        a region starts there and grows over all connected pixels above `low`.
+        """
+        if not len(self.peaks):
+            return None
+        reachable = max(rate, self.smallest_rate)
+        high = _conformal_threshold(np.sort(self.peaks), reachable)
+        low = _conformal_threshold(np.sort(self.highs), reachable)
+        return min(low, high), high
+
+    def judge(self, prediction: Prediction, rate: float | None = None, min_area: int = 1) -> Prediction:
+        """The same prediction with p-value, verdict and, unless it passes, regions.
+
+        min_area: smallest region kept, in pixels of the picture.
+        """
+        rate = self.rate(rate)
+        p_value = self.p_value(prediction.score)
+        verdict = self.verdict(p_value, rate)
+        limits = self.pixel_thresholds(rate)
+        regions = prediction.regions
+        if verdict != "pass" and prediction.map is not None and limits is not None:
+            regions = find_regions(prediction.map, low=limits[0], high=limits[1], min_area=min_area)
+        return replace(prediction, p_value=p_value, verdict=verdict, regions=regions)
+
+    def promise(self, wanted: float | None = None) -> str:
+        """What can be promised, in words."""
+        rate, n = self.rate(wanted), self.count
+        source = {
+            "held-out": f"{n} good pictures kept aside from fitting",
+            "cross-fitted": f"{n} good pictures, each scored by a model fitted without it",
+            "unseen": f"{n} good pictures (the method learns from none)",
+        }[self.how]
+        if rate < self.smallest_rate:
+            needed = math.ceil(1 / rate - 1e-9) - 1
+            return (
+                f"{n} good pictures cannot promise a false-alarm rate below {percent(self.smallest_rate)}, so nothing is "
+                f"rejected at {percent(rate)}; {needed} good pictures would allow it. What stands out is marked for review."
+            )
+        low, high = self.actual_rate(rate)
+        words = (
+            f"At most {percent(rate)} of good pictures like these will be rejected, on average over draws of good "
+            f"pictures (from {source}; for this draw the rate lies between {percent(low)} and {percent(high)} with 95 % "
+            "confidence)."
+        )
+        if wanted is None and rate > 0.01:
+            words += f" {n} good pictures cannot promise less; 99 would allow 1 %."
+        return words
+
+    def actual_rate(self, rate: float) -> tuple[float, float]:
+        """95 % range of the false-alarm rate that this very threshold has: it follows Beta(k, n + 1 - k)."""
+        k = math.floor(rate * (self.count + 1) + 1e-9)
+        return _beta_quantile(0.025, k, self.count), _beta_quantile(0.975, k, self.count)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Calibration:
+        """Raises WrongInput for values that no calibration has."""
+        arrays = [np.asarray(values[k], np.float64) for k in ("scores", "peaks", "highs")]
+        if values["how"] not in ("held-out", "cross-fitted", "unseen") or any(
+            a.ndim != 1 or not np.isfinite(a).all() or len(a) not in (0, len(arrays[0])) for a in arrays
+        ):
+            raise WrongInput("the saved calibration is damaged; fit and save again.")
+        scores, peaks, highs = arrays
+        return cls(scores, peaks, highs, values["how"])
+
+
+def fit_calibrated(
+    detector: AnyDetector,
+    samples: Iterable[Sample],
+    *,
+    folds: int = FOLDS,
+    seed: int = 0,
+    track: Track = lambda items, what, total: items,
+) -> AnyDetector:
+    """Fit on normal samples and calibrate on normal samples that the fit did not see.
+
+    With HOLD_OUT_FROM or more samples a random third (100 to 1000) is held out. With fewer, each is scored by one of
+    `folds` detectors fitted without it and the final detector learns from all; its own scores are then a little lower
+    than the stored ones (it saw more), so that the promise errs on the safe side. Returns the same detector.
+
+    track: called as track(items, what, total) around every pass over pictures, to show progress.
+
+    Raises:
+        WrongInput: fewer than two samples, or one is labelled anomalous.
+    """
+    samples = list(samples)
+    bad = [s.id for s in samples if s.label == 1]
+    if bad:
+        raise WrongInput(f"{len(bad)} of the good pictures are labelled anomalous (first: {bad[0]}); leave them out.")
+    n = len(samples)
+    if n < 2:
+        raise WrongInput(
+            f"calibration needs at least 2 good pictures, got {n}; 99 allow a false-alarm rate of 1 %. "
+            "To fit without a calibrated threshold, call fit(samples)."
+        )
+    order = np.random.default_rng(seed).permutation(n)
+    shuffled = [samples[i] for i in order]
+    if not detector.needs_fit:
+        scored = [_measure(p) for p in detector.predict(track(samples, "scoring good pictures", n))]
+        detector.calibration = _collect(scored, "unseen")
+    elif n >= HOLD_OUT_FROM:
+        held = min(max(n // 3, 100), 1000)
+        detector.fit(track(_in_order(samples, order[held:]), "learning from good pictures", n - held))
+        kept = track(_in_order(samples, order[:held]), "scoring good pictures kept aside", held)
+        detector.calibration = _collect([_measure(p) for p in detector.predict(kept)], "held-out")
+    else:
+        folds = max(2, min(folds, n))
+        scored = []
+        for fold in range(folds):
+            rest = [s for i, s in enumerate(shuffled) if i % folds != fold]
+            out = [s for i, s in enumerate(shuffled) if i % folds == fold]
+            trial = detector.unfitted()
+            trial.fit(track(rest, f"calibrating {fold + 1}/{folds}: learning", len(rest)))
+            scored += [
+                _measure(p) for p in trial.predict(track(out, f"calibrating {fold + 1}/{folds}: scoring", len(out)))
+            ]
+        detector.fit(track(samples, "learning from good pictures", n))
+        detector.calibration = _collect(scored, "cross-fitted")
+    return detector
+
+
+def stands_out(scores: Sequence[float], factor: float = 3.5) -> tuple[float, np.ndarray]:
+    """Which scores stand out from their own batch when no good picture is known: (limit, mask). Promises nothing.
+
+    The limit is median + factor * 1.4826 * MAD (Iglewicz and Hoaglin 1993, factor 3.5).
+    """
+    values = np.asarray(scores, np.float64)
+    centre = float(np.median(values)) if len(values) else 0.0
+    spread = 1.4826 * float(np.median(np.abs(values - centre))) if len(values) else 0.0
+    limit = centre + factor * spread
+    return limit, values > limit
+
+
+def percent(rate: float) -> str:
+    """0.0256 -> '2.6 %', 0.01 -> '1 %', 0.0001 -> '0.01 %'."""
+    return f"{float(f'{100 * rate:.2g}'):g} %"
+
+
+def _in_order(samples: list[Sample], chosen: np.ndarray) -> list[Sample]:
+    return [samples[i] for i in sorted(chosen)]
+
+
+def _measure(prediction: Prediction) -> tuple[float, float, float]:
+    if prediction.map is None:
+        return prediction.score, math.nan, math.nan
+    flat = prediction.map.ravel()
+    kth = min(int(LOW_QUANTILE * flat.size), flat.size - 1)
+    return prediction.score, float(flat.max()), float(np.partition(flat, kth)[kth])
+
+
+def _collect(scored: list[tuple[float, float, float]], how: Any) -> Calibration:
+    table = np.asarray(scored, np.float64)
+    if not np.isfinite(table[:, 0]).all():
+        raise WrongInput(
+            "the detector gave a score that is not a number for a good picture; calibration is impossible."
+        )
+    maps = table[:, 1:] if np.isfinite(table).all() else table[:0, 1:]
+    return Calibration(table[:, 0], maps[:, 0], maps[:, 1], how)
+
+
+def _conformal_threshold(ascending: np.ndarray, rate: float) -> float:
+    k = math.floor(rate * (len(ascending) + 1) + 1e-9)
+    return math.inf if k < 1 else -math.inf if k > len(ascending) else float(ascending[-k])
+
+
+def _beta_quantile(q: float, k: int, n: int) -> float:
+    """Quantile of Beta(k, n + 1 - k) through the binomial: P(Beta <= x) = P(Binomial(n, x) >= k). Bisection."""
+    if k > n:
+        return 1.0
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        x = (low + high) / 2
+        below = sum(
+            math.exp(
+                math.lgamma(n + 1)
+                - math.lgamma(i + 1)
+                - math.lgamma(n - i + 1)
+                + i * math.log(x)
+                + (n - i) * math.log1p(-x)
+            )
+            for i in range(k)
+        )
+        low, high = (x, high) if 1 - below < q else (low, x)
+    return (low + high) / 2

@@ -1,0 +1,127 @@
+"""The one contract: a detector fits on normal samples and predicts one prediction per sample, in order, streamed."""
+
+from __future__ import annotations
+
+import dataclasses
+import types as _types
+import typing
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union
+
+from . import registry
+from .errors import NotFitted, WrongInput, unknown
+from .types import Card, Prediction, Sample
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from .calibrate import Calibration
+
+
+class Detector:
+    """Parent of every method. A method is a `@dataclass` whose fields are its settings.
+
+    learned: names of the attributes that `fit` makes and `save` writes: arrays, numbers, strings, detectors, or
+        dictionaries of these. A detector that learns nothing is always ready.
+    calibration: what the scores of normal pictures look like; None until `fit_calibrated`, saved with the detector.
+    """
+
+    learned: ClassVar[tuple[str, ...]] = ()
+    calibration: Calibration | None = None
+
+    def fit(self, samples: Iterable[Sample]) -> Self:
+        """Learn what normal looks like. Methods that need no normal picture return unchanged."""
+        return self
+
+    def predict(self, samples: Iterable[Sample]) -> Iterator[Prediction]:
+        """One prediction per sample, in order, while reading only a batch ahead."""
+        raise TypeError(f"{type(self).__name__} does not say how it predicts")
+
+    @property
+    def method(self) -> str:
+        """Name in the registry: the name of the file."""
+        return type(self).__module__.rpartition(".")[2].replace("_", "-")
+
+    @property
+    def needs_fit(self) -> bool:
+        """Whether it learns anything; one that holds detectors learns when they do."""
+        inner = [v for v in self.settings().values() if isinstance(v, Detector)]
+        return bool(self.learned) or any(v.needs_fit for v in inner)
+
+    @property
+    def fitted(self) -> bool:
+        inner = [v for v in self.settings().values() if isinstance(v, Detector)]
+        return all(getattr(self, k, None) is not None for k in self.learned) and all(v.fitted for v in inner)
+
+    def require_fit(self) -> None:
+        if not self.fitted:
+            raise NotFitted(
+                f"{type(self).__name__} predicts only after fit: call fit(samples) with normal samples, "
+                "or load a saved folder."
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """The dataclass fields, as given."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+    def unfitted(self) -> Self:
+        """A new detector of the same settings that has seen nothing."""
+        copies = {k: v.unfitted() if isinstance(v, Detector) else v for k, v in self.settings().items()}
+        return type(self)(**copies)
+
+
+def names() -> tuple[str, ...]:
+    """Every detector that can be created."""
+    return registry.stems("detectors")
+
+
+def card(name: str) -> Card:
+    """What a method is and needs, without importing it."""
+    return registry.literal_card("detectors", "detector", name, "Card")
+
+
+def create(name: str, **settings: Any) -> Detector:
+    """A new, unfitted detector.
+
+    Raises:
+        UnknownName: no such detector or setting; the message names the nearest ones.
+        WrongInput: a setting of the wrong type.
+    """
+    cls: type[Detector] = registry.module("detectors", "detector", name).DETECTOR
+    hints = setting_types(cls)
+    for key, value in settings.items():
+        if key not in hints:
+            raise unknown(f"setting of {name}", key, hints)
+        if not _fits(value, hints[key]):
+            raise WrongInput(f"{name} setting {key}={value!r} is not of type {_spell(hints[key])}.")
+    return cls(**settings)
+
+
+def setting_types(cls: type) -> dict[str, Any]:
+    """Field name to type, for a detector class."""
+    hints = typing.get_type_hints(cls, localns={"Calibration": Any})  # not a setting, and imported for types only
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, _types.UnionType):
+        return any(_fits(value, a) for a in args)
+    if origin is Literal:
+        return value in args
+    if origin is tuple:
+        if not isinstance(value, (tuple, list)):
+            return False
+        inner = args[:1] * len(value) if len(args) == 2 and args[1] is Ellipsis else args
+        return len(value) == len(inner) and all(_fits(v, a) for v, a in zip(value, inner, strict=True))
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, origin or hint)
+
+
+def _spell(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")

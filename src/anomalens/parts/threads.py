@@ -1,0 +1,25 @@
+"""How many threads there are to use. Pools that outnumber free cores run tens of times slower, so one place decides."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cores() -> int:
+    """Cores this process may use: CPU affinity, cut by a container's quota and by OMP_NUM_THREADS."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _quota()
+    if quota:
+        count = min(count, max(1, int(quota)))
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return min(count, max(1, int(asked))) if asked.isdigit() else count
+
+
+def _quota() -> float | None:
+    """CPU quota of the control group, in cores; None when there is none."""
+    try:
+        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return None if limit == "max" else int(limit) / int(period)
+    except (OSError, ValueError):
+        return None

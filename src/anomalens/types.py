@@ -1,0 +1,209 @@
+"""Plain frozen data that every layer passes around. Importing this loads no heavy library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from .errors import WrongInput
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Verdict = Literal["pass", "review", "reject"]
+
+
+@dataclass(frozen=True)
+class View:
+    """One picture of a sample, read only when asked for.
+
+    read: returns (H, W, 3) uint8 or uint16 for pictures, (H, W) bool for masks. It must be picklable for worker
+        processes (use functools.partial, not a lambda) where `path` is set.
+    path: the file behind it, when there is one.
+    """
+
+    name: str
+    read: Callable[[], np.ndarray]
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One thing to judge: its pictures, and what is known about it.
+
+    id: the path relative to the folder that was given, with `/`; the same on every computer.
+    views: pictures by name: `image`, or `light_0`..`light_5`, `depth`, ...
+    label: 1 anomalous, 0 normal, None unknown. mask: True where anomalous.
+    """
+
+    id: str
+    views: Mapping[str, View]
+    category: str = ""
+    label: int | None = None
+    mask: View | None = None
+    defect: str = ""
+
+    def image(self, name: str = "image") -> np.ndarray:
+        """The picture of one view: (H, W, 3) uint8 or uint16."""
+        if name not in self.views:
+            raise WrongInput(f"sample {self.id} has views {tuple(self.views)}; a view named {name!r} is needed.")
+        return self.views[name].read()
+
+
+@dataclass(frozen=True)
+class Region:
+    """A connected place that stands out. Pixels of the input picture; box is (x0, y0, x1, y1), x1 and y1 exclusive.
+
+    area: pixels. peak: highest map value inside, in the unit of the map. outline: closed polygon of (x, y).
+    """
+
+    box: tuple[int, int, int, int]
+    area: int
+    peak: float
+    outline: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why, in words: which rule or model said what, and where."""
+
+    text: str
+    rule: str = ""
+    box: tuple[int, int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a detector says of one sample.
+
+    score: higher is more anomalous; the unit is the method's own.
+    map: (H, W) float32 of the input picture's size, same direction; None only where the card says so.
+    p_value: share of normal pictures expected to score at least this high; None without calibration.
+    """
+
+    id: str
+    score: float
+    map: np.ndarray | None = None
+    regions: tuple[Region, ...] = ()
+    reasons: tuple[Reason, ...] = ()
+    p_value: float | None = None
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True)
+class Reported:
+    """One published figure, in the unit of the source (percent as a rule)."""
+
+    dataset: str
+    setting: str
+    metric: str
+    value: float
+    source: Literal["paper", "readme", "third-party"]
+    selection: Literal["last", "best-on-test", "unknown"] = "unknown"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a method is and needs. Literals only: `list`, the docs and the report read it without importing the method.
+
+    normals: (fewest normal pictures `fit` accepts, number from which published behaviour is expected).
+    fidelity: parity = numbers compared with the authors' code; port = complete algorithm, not compared;
+        reading = the paper is not fully public, this is our reading; ours = no paper.
+    pose: aligned = statistics by position; small = tolerates small shifts; free = any pose.
+    """
+
+    title: str
+    paper: str
+    year: int
+    summary: str
+    family: Literal[
+        "memory",
+        "gaussian",
+        "flow",
+        "distillation",
+        "reconstruction",
+        "synthesis",
+        "vision-language",
+        "segmenter",
+        "mutual",
+        "self-regression",
+        "program",
+        "language-model",
+        "generator",
+        "wrapper",
+    ]
+    settings: tuple[
+        Literal["full-shot", "few-shot", "zero-shot", "batched-zero-shot", "semi-supervised", "generation"], ...
+    ]
+    scope: Literal["single", "multi", "open"]
+    normals: tuple[int, int]
+    needs: tuple[Literal["image", "lights", "points", "depth", "video", "series"], ...]
+    gives: tuple[Literal["score", "map", "boxes", "text", "program", "images"], ...]
+    levels: tuple[Literal["structural", "semantic"], ...]
+    focus: Literal["any", "texture", "object"]
+    backbone: str
+    trains: Literal["no", "statistics", "gradient", "auxiliary"]
+    pose: Literal["aligned", "small", "free"]
+    fidelity: Literal["parity", "port", "reading", "ours"]
+    differs: str
+    pitfalls: tuple[str, ...]
+    reported: tuple[Reported, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class BackboneCard:
+    """What a family of feature extractors is: where its weights come from, under which licence, what it is bad at.
+
+    file, sha256, bytes: the embedded asset, where there is one.
+    """
+
+    title: str
+    summary: str
+    licence: str
+    source: str
+    mean: tuple[float, float, float] | None
+    std: tuple[float, float, float] | None
+    limits: str
+    file: str = ""
+    sha256: str = ""
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class MetricCard:
+    """What a metric says and where it is defined.
+
+    range: lowest and highest value. needs: what the ground truth must hold; without it the value is NaN.
+    """
+
+    title: str
+    summary: str
+    range: tuple[float, float]
+    direction: Literal["higher is better", "lower is better"]
+    levels: tuple[Literal["image", "pixel", "region"], ...]
+    needs: tuple[Literal["anomalous", "normal"], ...]
+    source: str
+
+
+@dataclass(frozen=True)
+class DatasetCard:
+    """What a dataset or a layout is. Literals only, like `Card`.
+
+    home: page of the dataset, "" for what is the user's own. citation: how its authors want to be named, "" for none.
+    pictures: (normal pictures to train on, pictures to test on) of the whole; (0, 0) where it depends on the user.
+    categories: names known in advance; () where it depends on the user.
+    """
+
+    title: str
+    summary: str
+    home: str
+    citation: str
+    licence: str
+    commercial: bool | None
+    views: tuple[Literal["image", "lights"], ...]
+    levels: tuple[Literal["structural", "semantic"], ...]
+    layout: str
+    masks: bool
+    pictures: tuple[int, int]
+    categories: tuple[str, ...]

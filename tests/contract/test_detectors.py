@@ -1,0 +1,214 @@
+"""What every detector owes its user, checked for every file in detectors/; there is no list to keep."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+
+import numpy as np
+import pytest
+
+import anomalens as al
+from anomalens.detector import Detector, setting_types
+from anomalens.errors import NotFitted, UnknownName, WrongInput
+from anomalens.registry import module
+from anomalens.types import Card, Sample, View
+
+NAMES = al.names()
+
+
+def small(name: str, **settings) -> Detector:
+    """A detector of this name that is quick on 128-pixel pictures; found by its settings, not by its name."""
+    hints = setting_types(module("detectors", "detector", name).DETECTOR)
+    wanted = {"image_size": 128, **settings}
+    if "inner" in hints:
+        return al.create(name, inner=small("patchcore", **settings))
+    return al.create(name, **{k: v for k, v in wanted.items() if k in hints})
+
+
+@pytest.fixture(scope="module")
+def fitted(good) -> dict[str, Detector]:
+    return {name: small(name).fit(good) for name in NAMES}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_card_is_complete(name):
+    card = al.card(name)
+    hints = typing.get_type_hints(Card)
+    for field in dataclasses.fields(Card):
+        value = getattr(card, field.name)
+        assert fits(value, hints[field.name]), f"{field.name}={value!r} is not {hints[field.name]}"
+        if field.name not in ("paper", "pitfalls", "reported", "normals"):
+            assert value, f"{field.name} is empty"
+    least, enough = card.normals
+    assert 0 <= least <= enough
+    if card.settings == ("zero-shot",):
+        assert least == 0
+    assert card.trains == "no" or least >= 1
+    assert card == module("detectors", "detector", name).CARD  # what the syntax tree says is what the module holds
+
+
+def fits(value, hint) -> bool:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return value in args
+    if origin is tuple:
+        inner = args[:1] * len(value) if args[-1] is Ellipsis else args
+        return isinstance(value, tuple) and len(inner) == len(value) and all(map(fits, value, inner))
+    return isinstance(value, hint)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_predicts_only_after_fit(name, mixed):
+    detector = small(name)
+    if not detector.needs_fit:
+        assert len(list(detector.predict(mixed[:1]))) == 1
+        return
+    with pytest.raises(NotFitted, match="fit"):
+        list(detector.predict(mixed))
+    with pytest.raises(NotFitted):
+        al.save(detector, "nowhere")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_prediction_per_sample_in_order(name, fitted, mixed):
+    predictions = list(fitted[name].predict(mixed))
+    assert [p.id for p in predictions] == [s.id for s in mixed]
+    for p, s in zip(predictions, mixed, strict=True):
+        assert isinstance(p.score, float)
+        assert np.isfinite(p.score)
+        assert p.map.shape == s.image().shape[:2]
+        assert p.map.dtype == np.float32
+        assert np.isfinite(p.map).all()
+    assert list(fitted[name].predict([])) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_planted_defect_scores_higher(name, fitted, mixed):
+    scores = {p.id: p.score for p in fitted[name].predict(mixed)}
+    bad = np.array([scores[s.id] for s in mixed if s.label])
+    fine = np.array([scores[s.id] for s in mixed if not s.label])
+    assert (bad[:, None] > fine[None]).mean() >= 0.8
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_map_points_at_the_defect(name, fitted, mixed):
+    inside, outside = [], []
+    for p, s in zip(fitted[name].predict(mixed), mixed, strict=True):
+        if s.label:
+            mask = s.mask.read()
+            inside.append(p.map[mask].mean())
+            outside.append(p.map[~mask].mean())
+    assert np.mean(inside) > np.mean(outside)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_batches_change_nothing(name, fitted, mixed):
+    together = list(fitted[name].predict(mixed))
+    for sample, other in zip(mixed, together, strict=True):
+        (alone,) = fitted[name].predict([sample])
+        assert alone.score == pytest.approx(other.score, rel=1e-4)
+        assert np.allclose(alone.map, other.map, rtol=1e-3, atol=1e-4 * abs(other.map).max())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_saved_and_loaded_is_the_same_bit_for_bit(name, fitted, mixed, tmp_path):
+    al.save(fitted[name], tmp_path / "model")
+    loaded = al.load(tmp_path / "model")
+    assert loaded.method == name
+    for a, b in zip(fitted[name].predict(mixed), loaded.predict(mixed), strict=True):
+        assert a.score == b.score
+        assert np.array_equal(a.map, b.map)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_seed_gives_the_same_detector(name, fitted, good, mixed):
+    again = fitted[name].unfitted().fit(good)
+    for a, b in zip(fitted[name].predict(mixed[:4]), again.predict(mixed[:4]), strict=True):
+        assert a.score == b.score
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inputs_are_left_alone(name, mixed):
+    pictures = [s.image().copy() for s in mixed[:3]]
+    held = [p.copy() for p in pictures]
+    for p in pictures:
+        p.setflags(write=False)
+    samples = [Sample(f"{i}", {"image": View("image", lambda p=p: p)}) for i, p in enumerate(pictures)]
+    detector = small(name).fit(samples)
+    list(detector.predict(samples))
+    assert all(np.array_equal(a, b) for a, b in zip(pictures, held, strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pictures_of_any_size_and_depth(name, fitted):
+    rng = np.random.default_rng(0)
+    shapes = [((90, 210, 3), np.uint8), ((300, 64, 3), np.uint8), ((128, 128, 3), np.uint16), ((1, 1, 3), np.uint8)]
+    pictures = [rng.integers(0, np.iinfo(t).max, s).astype(t) for s, t in shapes]
+    samples = [Sample(f"{i}", {"image": View("image", lambda p=p: p)}) for i, p in enumerate(pictures)]
+    for prediction, picture in zip(fitted[name].predict(samples), pictures, strict=True):
+        assert prediction.map.shape == picture.shape[:2]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_predict_streams(name, fitted, mixed):
+    read = []
+
+    def endless():
+        for i in range(10_000):
+            read.append(i)
+            yield dataclasses.replace(mixed[0], id=str(i))
+
+    stream = fitted[name].predict(endless())
+    next(stream)
+    stream.close()
+    assert len(read) <= 64
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_missing_view_is_named(name, fitted):
+    sample = Sample("part/7.png", {"depth": View("depth", lambda: np.zeros((8, 8, 3), np.uint8))})
+    with pytest.raises(WrongInput, match=r"part/7\.png.*depth"):
+        list(fitted[name].predict([sample]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_normal_picture_is_refused(name):
+    detector = small(name)
+    if detector.needs_fit:
+        with pytest.raises(WrongInput):
+            detector.fit([])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_settings_are_checked(name):
+    with pytest.raises(UnknownName, match="no setting"):
+        al.create(name, no_such_setting=1)
+    for key, hint in setting_types(module("detectors", "detector", name).DETECTOR).items():
+        if hint is int:
+            with pytest.raises(WrongInput, match=key):
+                al.create(name, **{key: "many"})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_numpy_and_torch_agree(name, good, mixed):
+    pytest.importorskip("torch")
+    numpy_scores = [p.score for p in small(name, engine="onnx").fit(good).predict(mixed[:6])]
+    torch_scores = [p.score for p in small(name, engine="torch").fit(good).predict(mixed[:6])]
+    assert np.allclose(numpy_scores, torch_scores, rtol=2e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", NAMES)
+def test_cpu_and_gpu_agree(name, good, mixed):
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    on_cpu = [p.score for p in small(name, device="cpu").fit(good).predict(mixed)]
+    on_gpu = [p.score for p in small(name, device="cuda").fit(good).predict(mixed)]
+    assert np.allclose(on_cpu, on_gpu, rtol=5e-3)
+
+
+def test_near_names_are_offered():
+    with pytest.raises(UnknownName, match="patchcore"):
+        al.create("patchcor")

@@ -1,0 +1,338 @@
+"""The commands as a user types them: what works, what is refused, and how the process ends."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import anomalens as al
+from anomalens.apps.cli import main
+from anomalens.datasets.procedural import Procedural
+
+
+def run(*arguments: object, code: int = 0):
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    said = result.output + (result.stderr or "")
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, said
+    return result
+
+
+def refused(*arguments: object) -> str:
+    """The one sentence of a refusal, exit code 2."""
+    said = run(*arguments, code=2).stderr.strip().splitlines()
+    assert said[-1].startswith("anomalens: "), said
+    assert "Traceback" not in "".join(said)
+    return said[-1]
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> Path:
+    """A drawn category on disk, MVTec layout, 128 x 128."""
+    root = tmp_path_factory.mktemp("parts") / "cloth"
+    Procedural("cloth", size=128, train_count=14, good_count=5, bad_count=5).write(root)
+    return root
+
+
+SMALL = ("--set", "image_size=128")
+
+
+@pytest.fixture(scope="module")
+def model(parts, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "m"
+    run("fit", parts / "train" / "good", "--method", "patchcore", "--out", folder, *SMALL)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(parts, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("report") / "out"
+    run(
+        "inspect",
+        parts / "test",
+        "--good",
+        parts / "train" / "good",
+        "--out",
+        out,
+        "--save-model",
+        out.parent / "m",
+        *SMALL,
+    )
+    return out
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def test_inspect_writes_everything_that_is_promised(report, parts):
+    assert {p.name for p in report.iterdir()} == {"index.html", "results.csv", "results.jsonl", "run.json", "maps"}
+    found = rows(report)
+    pictures = sorted(p.relative_to(parts / "test").as_posix() for p in (parts / "test").rglob("*.png"))
+    assert sorted(r["id"] for r in found) == pictures
+    for row in found:
+        assert row["verdict"] in ("pass", "review", "reject")
+        assert 0 < row["p_value"] <= 1
+        assert (report / row["map"]).exists()
+        with Image.open(report / row["map"]) as values:
+            assert values.mode == "I;16"
+        for region in row["regions"]:
+            x0, y0, x1, y1 = region["box"]
+            assert 0 <= x0 < x1 <= 128
+            assert 0 <= y0 < y1 <= 128
+            assert region["area"] >= 4
+    table = list(csv.DictReader((report / "results.csv").open()))
+    assert [float(t["score"]) for t in table] == [r["score"] for r in found]
+    page = (report / "index.html").read_text()
+    assert "good pictures" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_defects_are_rejected_and_good_pictures_rarely(report):
+    verdicts = {r["id"]: r["verdict"] for r in rows(report)}
+    bad = [v for name, v in verdicts.items() if not name.startswith("good/")]
+    fine = [v for name, v in verdicts.items() if name.startswith("good/")]
+    assert bad.count("reject") >= 0.6 * len(bad)
+    assert fine.count("reject") <= 1
+
+
+def test_run_json_reproduces_the_run(report):
+    plan = json.loads((report / "run.json").read_text())["plan"]
+    assert plan["settings"]["image_size"] == 128
+    detector = al.fit_calibrated(
+        al.create(plan["method"], **plan["settings"]), al.samples(plan["good"]), seed=plan["seed"]
+    )
+    for row, p in zip(rows(report), detector.predict(al.samples(plan["new"])), strict=True):
+        judged = detector.calibration.judge(p, plan["false_alarm_rate"], plan["min_area"])
+        assert (row["id"], row["score"], row["p_value"], row["verdict"]) == (
+            p.id,
+            p.score,
+            judged.p_value,
+            judged.verdict,
+        )
+
+
+def test_the_same_command_gives_the_same_results(parts, tmp_path):
+    command = ("inspect", parts / "test", "--good", parts / "train" / "good", "--no-maps", *SMALL)
+    run(*command, "--out", tmp_path / "a")
+    run(*command, "--out", tmp_path / "b")
+    assert (tmp_path / "a" / "results.csv").read_bytes() == (tmp_path / "b" / "results.csv").read_bytes()
+    assert not (tmp_path / "a" / "maps").exists()
+
+
+def test_fit_predict_and_inspect_agree(model, report, parts, tmp_path):
+    run("predict", model, parts / "test", "--out", tmp_path / "out")
+    assert rows(tmp_path / "out") == rows(report)
+
+
+def test_python_gives_the_same_scores(report, parts):
+    detector = al.create("patchcore", image_size=128).fit(al.samples(parts / "train" / "good"))
+    scores = {p.id: p.score for p in detector.predict(al.samples(parts / "test"))}
+    assert scores == {r["id"]: r["score"] for r in rows(report)}
+
+
+def test_without_good_pictures_a_zero_shot_method_is_used_and_named(parts, tmp_path):
+    result = run("inspect", parts / "test", "--out", tmp_path / "out")
+    assert "GRNR" in result.stderr
+    assert "no good pictures were given" in result.stderr
+    found = rows(tmp_path / "out")
+    assert {r["p_value"] for r in found} == {None}
+    assert {r["verdict"] for r in found} <= {"pass", "review"}
+
+
+def test_evaluate(model, parts, tmp_path):
+    result = run("evaluate", model, parts, "--out", tmp_path / "figures.json")
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert {"image auroc", "image ap", "image f1max", "pixel auroc", "pixel aupro@0.3"} <= set(figures["figures"])
+    for figure in figures["figures"].values():
+        assert figure["interval"][0] <= figure["value"] <= figure["interval"][1] + 1e-9
+    assert figures["figures"]["image auroc"]["value"] >= 0.8
+    assert "95 % interval" in result.stdout
+    at = figures["at_threshold"]
+    assert at["good"] + at["anomalous"] == figures["pictures"]
+
+
+def test_evaluate_needs_labels(model, parts):
+    assert "no labelled pictures" in refused("evaluate", model, parts / "train" / "good")
+
+
+def test_one_class_only_is_undefined_not_zero(model, parts):
+    result = run("evaluate", model, parts / "test" / "good", code=2)
+    assert "no labelled pictures" in result.stderr
+
+
+def test_fail_on(model, parts, tmp_path):
+    run("predict", model, parts / "test", "--out", tmp_path / "a", "--fail-on", "reject", code=3)
+    run(
+        "predict",
+        model,
+        parts / "train" / "good",
+        "--out",
+        tmp_path / "b",
+        "--fail-on",
+        "reject",
+        "--false-alarm-rate",
+        "0.01",
+    )
+
+
+def test_json_is_alone_on_stdout(model, parts, tmp_path):
+    result = run("predict", model, parts / "test", "--out", tmp_path / "out", "--json")
+    summary = json.loads(result.stdout)
+    assert summary["counts"]["reject"] + summary["counts"]["review"] + summary["counts"]["pass"] == len(
+        rows(tmp_path / "out")
+    )
+    assert json.loads(run("list", "--json").stdout)["patchcore"]["title"] == "PatchCore"
+    assert json.loads(run("show", "patchcore", "--json").stdout)["settings"]["coreset"]
+
+
+def test_list_and_show_name_everything():
+    said = run("list").stdout
+    assert all(name in said for name in al.names())
+    for name in (*al.names(), "tiny", "timm"):
+        assert len(run("show", name).stdout) > 200
+    assert "did you mean 'patchcore'" in refused("show", "patchcor")
+
+
+def test_region_of_interest(parts, model, tmp_path):
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:32] = 255
+    Image.fromarray(mask).save(tmp_path / "roi.png")
+    run("inspect", parts / "test", "--good", parts / "train" / "good", "--roi", tmp_path / "roi.png",
+        "--out", tmp_path / "out", "--save-model", tmp_path / "m", *SMALL)  # fmt: skip
+    for row in rows(tmp_path / "out"):
+        assert all(region["box"][3] <= 64 for region in row["regions"])
+    (tmp_path / "roi.png").unlink()  # the saved model brings its mask along
+    run("predict", tmp_path / "m", parts / "test", "--out", tmp_path / "again")
+    assert rows(tmp_path / "again") == rows(tmp_path / "out")
+
+
+def test_tiles(parts, tmp_path):
+    run("inspect", parts / "test" / "good", "--good", parts / "train" / "good", "--tile", 96,
+        "--out", tmp_path / "out", *SMALL)  # fmt: skip
+    assert len(rows(tmp_path / "out")) == 5
+
+
+def test_unreadable_pictures_are_counted_never_passed(parts, tmp_path):
+    good, new = tmp_path / "good", tmp_path / "new"
+    for folder, source in ((good, parts / "train" / "good"), (new, parts / "test" / "good")):
+        folder.mkdir()
+        for path in source.iterdir():
+            (folder / path.name).write_bytes(path.read_bytes())
+    (good / "torn.png").write_bytes((parts / "train" / "good" / "000.png").read_bytes()[:500])
+    (new / "empty.png").write_bytes(b"")
+    (new / "text.png").write_text("not a picture")
+    result = run("inspect", new, "--good", good, "--out", tmp_path / "out", *SMALL)
+    assert "1 unreadable among the good pictures" in result.stderr
+    assert "2 unreadable" in result.stdout
+    failed = {r["id"]: r for r in rows(tmp_path / "out") if r["error"]}
+    assert set(failed) == {"empty.png", "text.png"}
+    assert {r["verdict"] for r in failed.values()} == {"review"}
+    assert {r["score"] for r in failed.values()} == {None}
+
+
+def test_mixed_sizes_and_sixteen_bit(parts, tmp_path):
+    new = tmp_path / "new"
+    new.mkdir()
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (50, 300, 3), np.uint8)).save(new / "wide.jpg")
+    Image.fromarray(rng.integers(0, 65535, (70, 40)).astype(np.uint16)).save(new / "deep.tiff")
+    run("inspect", new, "--good", parts / "train" / "good", "--out", tmp_path / "out", *SMALL)
+    assert {r["id"]: r["size"] for r in rows(tmp_path / "out")} == {"wide.jpg": [300, 50], "deep.tiff": [40, 70]}
+
+
+def test_what_cannot_work_is_one_sentence_and_exit_code_2(parts, model, tmp_path):
+    good = parts / "train" / "good"
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("x")
+    (tmp_path / "single").mkdir()
+    (tmp_path / "single" / "a.png").write_bytes((good / "000.png").read_bytes())
+    out = ("--out", tmp_path / "out")
+    assert "holds nothing at all" in refused("inspect", parts / "test", "--good", tmp_path / "nothing", *out)
+    assert "holds 1 x .txt" in refused("inspect", tmp_path / "notes", "--good", good, *out)
+    assert "cannot be judged" in refused("inspect", good, "--good", good, *out)
+    assert "single good picture" in refused("inspect", parts / "test", "--good", tmp_path / "single", *out)
+    assert "does not exist" in refused("inspect", tmp_path / "absent", "--good", good, *out)
+    assert "patchcore" in refused("inspect", parts / "test", "--good", good, "--method", "patchcor", *out)
+    assert "tiny" in refused("inspect", parts / "test", "--good", good, "--backbone", "tny", *out)
+    assert "learns from good pictures" in refused("inspect", parts / "test", "--method", "padim", *out)
+    assert "between 0 and 1" in refused("inspect", parts / "test", "--good", good, "--false-alarm-rate", 2, *out)
+    assert "memory" in refused("inspect", parts / "test", "--good", good, "--limit-memory", "lots", *out)
+    assert "memory" in refused("inspect", parts / "test", "--good", good, "--limit-memory", "10kB", *out)
+    assert "no setting" in refused("inspect", parts / "test", "--good", good, "--set", "no_such=1", *out)
+    assert "KEY=VALUE" in refused("inspect", parts / "test", "--good", good, "--set", "nonsense", *out)
+    assert "not a saved detector" in refused("predict", tmp_path / "nothing", parts / "test", *out)
+    assert "region of interest" in refused("inspect", parts / "test", "--good", good, "--roi", tmp_path / "x.png", *out)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "file").write_text("")
+    assert "file" in refused("predict", model, parts / "test", "--out", tmp_path / "file")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.txt").write_text("x")
+    assert "foreign" in refused("predict", model, parts / "test", "--out", tmp_path / "foreign")
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
+def test_an_unwritable_folder_is_named(model, parts, tmp_path):
+    tmp_path.chmod(0o500)
+    try:
+        assert "cannot be written" in refused("predict", model, parts / "test", "--out", tmp_path / "out")
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(parts, tmp_path):
+    """Killed between pictures, the second run fits nothing again and judges only the rest."""
+    slow = (
+        "import time, sys\n"
+        "from anomalens.apps import run_folder\n"
+        "whole = run_folder.RunFolder.add\n"
+        "def add(self, *a, **k):\n    whole(self, *a, **k); time.sleep(0.3)\n"
+        "run_folder.RunFolder.add = add\n"
+        "from anomalens.apps.cli import main\nmain(sys.argv[1:])"
+    )
+    command = ["inspect", str(parts / "test"), "--good", str(parts / "train" / "good"), "--out", str(tmp_path / "out"),
+               *SMALL, "--set", "batch_size=1"]  # fmt: skip
+    process = subprocess.Popen([sys.executable, "-c", slow, *command], stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "out" / "unfinished" / "rows.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and (not log.exists() or len(log.read_bytes().splitlines()) < 4):
+        time.sleep(0.05)
+        assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "out" / "index.html").exists()
+    done = len(log.read_bytes().splitlines()) - 1
+    result = run(*command)
+    assert "interrupted run" in result.stderr
+    assert "calibrating" not in result.stderr  # the fitted detector was kept
+    facts = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert facts["resumed"] >= done - 1 > 0
+    fresh = tmp_path / "fresh"
+    run(*[fresh if c == str(tmp_path / "out") else c for c in command])
+    assert rows(fresh) == rows(tmp_path / "out")
+
+
+def test_demo(tmp_path):
+    result = run("demo", "--out", tmp_path / "demo")
+    assert "image auroc" in result.stdout
+    assert (tmp_path / "demo" / "report" / "index.html").exists()
+    run("demo", "--out", tmp_path / "demo")  # again: the drawn pictures are used as they are
+
+
+def test_the_installed_command_is_light_and_complete():
+    help_text = subprocess.run([sys.executable, "-m", "anomalens.apps.cli", "--help"], capture_output=True, text=True)
+    for command in ("inspect", "fit", "predict", "evaluate", "list", "show", "demo"):
+        assert command in help_text.stdout

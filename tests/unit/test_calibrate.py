@@ -1,0 +1,186 @@
+"""The promise: of good pictures drawn like the calibrated ones, at most a share `rate` is rejected."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+import anomalens as al
+from anomalens.calibrate import Calibration, fit_calibrated, stands_out
+from anomalens.detector import Detector
+from anomalens.errors import WrongInput
+from anomalens.types import Prediction, Sample
+
+
+@dataclass
+class Distance(Detector):
+    """Scores the distance of a number (kept as the sample's category) to the mean of those learnt."""
+
+    learned: ClassVar[tuple[str, ...]] = ("mean",)
+
+    def fit(self, samples):
+        self.mean = np.mean([float(s.category) for s in samples])
+        return self
+
+    def predict(self, samples):
+        self.require_fit()
+        for s in samples:
+            away = abs(float(s.category) - self.mean)
+            yield Prediction(s.id, float(away), np.full((4, 4), away, np.float32))
+
+
+def numbers(values) -> list[Sample]:
+    return [Sample(str(i), {}, category=repr(float(v))) for i, v in enumerate(values)]
+
+
+def calibration(scores) -> Calibration:
+    scores = np.asarray(scores, float)
+    return Calibration(scores, scores, scores * 0.5, "held-out")
+
+
+def binomial_interval(p: float, n: int) -> tuple[float, float]:
+    """Central 99.9 % of Binomial(n, p) / n, by its normal approximation with a continuity correction."""
+    half = 3.29 * math.sqrt(p * (1 - p) / n) + 0.5 / n
+    return p - half, p + half
+
+
+@pytest.mark.parametrize(("n", "rate"), [(99, 0.01), (50, 0.1), (199, 0.05), (400, 0.02)])
+def test_the_false_alarm_rate_is_kept_over_random_splits(n, rate):
+    """Split-conformal is exact on average over splits: k / (n + 1) with k = floor(rate (n + 1))."""
+    rng = np.random.default_rng(0)
+    rejected = trials = 0
+    for _ in range(400):
+        c = calibration(rng.gamma(2.0, size=n))
+        fresh = rng.gamma(2.0, size=50)
+        rejected += sum(c.verdict(c.p_value(s), rate) == "reject" for s in fresh)
+        trials += len(fresh)
+    expected = math.floor(rate * (n + 1)) / (n + 1)
+    # Fresh scores of one split share its threshold: the rate of one split is Beta distributed, so widen accordingly.
+    spread = math.sqrt(expected * (1 - expected) / (n + 2) / 400)
+    low, high = binomial_interval(expected, trials)
+    assert low - 3.3 * spread <= rejected / trials <= high + 3.3 * spread
+    assert rejected / trials <= rate + 3.3 * (spread + math.sqrt(rate / trials))
+
+
+@pytest.mark.parametrize("n", [20, 60, 320])
+def test_fit_calibrated_keeps_the_rate_when_the_detector_learns(n):
+    """With cross-fitting (20, 60) and with holding out (320), on a detector that is fitted each time."""
+    rng, rate, rejected, trials = np.random.default_rng(1), 0.1, 0, 0
+    for split in range(150):
+        d = fit_calibrated(Distance(), numbers(rng.normal(size=n)), seed=split)
+        assert d.calibration.how == ("held-out" if n >= 300 else "cross-fitted")
+        scores = [p.score for p in d.predict(numbers(rng.normal(size=20)))]
+        rejected += sum(d.calibration.verdict(d.calibration.p_value(s), rate) == "reject" for s in scores)
+        trials += len(scores)
+    spread = math.sqrt(rate * (1 - rate) / n / 150)
+    low, high = binomial_interval(rate, trials)
+    assert low - 3.3 * spread - 1 / (n + 1) <= rejected / trials <= high + 3.3 * spread
+
+
+def test_p_values_and_thresholds_agree_with_ties():
+    rng = np.random.default_rng(2)
+    for _ in range(50):
+        scores = rng.integers(0, 6, rng.integers(2, 40)).astype(float)
+        c = calibration(scores)
+        for s in np.arange(-0.5, 7, 0.5):
+            assert c.p_value(s) == (1 + (scores >= s).sum()) / (len(scores) + 1)
+            for rate in (0.05, 0.1, 0.3, 0.5):
+                assert (s > c.threshold(rate)) == (c.p_value(s) <= rate + 1e-12)
+
+
+def test_few_pictures_promise_little_and_say_so():
+    c = calibration(np.arange(20.0))
+    assert c.smallest_rate == pytest.approx(1 / 21)
+    assert c.threshold(0.01) == math.inf
+    assert "below 4.8 %" in c.promise(0.01)
+    assert "99 good pictures would allow" in c.promise(0.01)
+    assert "At most 4.8 %" in c.promise()
+    assert c.judge(Prediction("x", 99.0), 0.01).verdict == "review"
+    assert c.judge(Prediction("x", 99.0)).verdict == "reject"  # no rate asked: the lowest that can be promised
+    assert c.judge(Prediction("x", 1.0)).verdict == "pass"
+
+
+def test_the_review_zone_reaches_from_a_to_five_a():
+    c = calibration(np.arange(99.0))
+    verdicts = [c.verdict(p, 0.01) for p in (0.01, 0.011, 0.05, 0.051)]
+    assert verdicts == ["reject", "review", "review", "pass"]
+
+
+def test_the_range_of_the_actual_rate_is_that_of_a_beta():
+    stats = pytest.importorskip("scipy.stats")
+    for n, rate in [(99, 0.01), (50, 0.1), (1000, 0.05)]:
+        k = math.floor(rate * (n + 1) + 1e-9)
+        low, high = calibration(np.arange(float(n))).actual_rate(rate)
+        assert (low, high) == pytest.approx(stats.beta(k, n + 1 - k).ppf([0.025, 0.975]), abs=1e-9)
+
+
+def test_regions_start_above_the_pixel_threshold_and_pass_has_none():
+    peaks = np.linspace(1, 2, 99)
+    c = Calibration(peaks, peaks, peaks * 0.5, "held-out")
+    low, high = c.pixel_thresholds(0.01)
+    assert (low, high) == (1.0, 2.0)
+    values = np.zeros((20, 30), np.float32)
+    values[3:9, 4:10] = 1.5  # above low only: part of a region where it touches a peak
+    values[5, 5] = 3.0
+    values[15:17, 20:25] = 1.9  # never above high: no region
+    judged = c.judge(Prediction("x", 3.0, values), 0.01)
+    assert judged.verdict == "reject"
+    (region,) = judged.regions
+    assert (region.box, region.area, region.peak) == ((4, 3, 10, 9), 36, 3.0)
+    assert region.outline == ((4, 3), (10, 3), (10, 9), (4, 9))
+    assert c.judge(Prediction("x", 3.0, values), 0.01, min_area=37).regions == ()
+    assert c.judge(Prediction("x", 0.1, values), 0.01).regions == ()
+
+
+def test_refusals():
+    with pytest.raises(WrongInput, match="at least 2"):
+        fit_calibrated(Distance(), numbers([1.0]))
+    with pytest.raises(WrongInput, match="labelled anomalous"):
+        fit_calibrated(Distance(), [*numbers([1.0, 2.0]), Sample("bad", {}, label=1)])
+    with pytest.raises(WrongInput, match="between 0 and 1"):
+        calibration([1.0, 2.0]).rate(1.5)
+    with pytest.raises(WrongInput, match="damaged"):
+        Calibration.from_dict({"scores": [1.0, math.nan], "peaks": [], "highs": [], "how": "held-out"})
+    with pytest.raises(WrongInput, match="not a number"):
+        fit_calibrated(Distance(), numbers([1.0, math.nan, 2.0]))
+
+
+def test_every_picture_is_scored_by_a_detector_that_did_not_learn_it(good):
+    seen: dict[int, set[str]] = {}
+
+    @dataclass
+    class Spy(Distance):
+        def fit(self, samples):
+            samples = list(samples)
+            seen[id(self)] = {s.id for s in samples}
+            self.keep = self
+            return super().fit(samples)
+
+        def predict(self, samples):
+            for p in super().predict(samples):
+                assert p.id not in seen[id(self)]
+                yield p
+
+    d = fit_calibrated(Spy(), numbers(range(13)))
+    assert d.calibration.count == 13
+    assert seen[id(d)] == {str(i) for i in range(13)}
+
+
+def test_the_calibration_travels_with_the_saved_detector(good, tmp_path):
+    d = al.fit_calibrated(al.create("patchcore", image_size=64), good)
+    al.save(d, tmp_path / "m")
+    loaded = al.load(tmp_path / "m")
+    assert np.array_equal(loaded.calibration.scores, d.calibration.scores)
+    assert loaded.calibration.how == "cross-fitted"
+    assert loaded.calibration.pixel_thresholds(0.1) == d.calibration.pixel_thresholds(0.1)
+
+
+def test_standing_out_of_a_batch():
+    limit, flags = stands_out([1, 1.1, 0.9, 1.05, 0.95, 5])
+    assert flags.tolist() == [False] * 5 + [True]
+    assert 1.1 < limit < 5
+    assert stands_out([])[1].tolist() == []
