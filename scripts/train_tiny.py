@@ -236,7 +236,7 @@ def objects(rng: np.random.Generator, side: int) -> np.ndarray:
     y, x = np.mgrid[:side, :side].astype(np.float32) / side
     for _ in range(rng.choice([1, 2, 6], p=[0.5, 0.3, 0.2])):
         centre, radius = rng.uniform(0.15, 0.85, 2), rng.uniform(0.1, 0.55)
-        mask = _body(rng, side, centre * side, radius * side)[..., None]
+        mask = blob(rng, side, centre * side, radius * side)[..., None]
         dx, dy = x - centre[0], y - centre[1]
         light = rng.uniform(-1, 1, 2)
         shade = 1 - rng.uniform(0, 0.6) * (dx**2 + dy**2) / radius**2
@@ -248,7 +248,7 @@ def objects(rng: np.random.Generator, side: int) -> np.ndarray:
     return np.clip(picture, 0, 1)
 
 
-def _body(rng: np.random.Generator, side: int, centre: np.ndarray, radius: float) -> np.ndarray:
+def blob(rng: np.random.Generator, side: int, centre: np.ndarray, radius: float) -> np.ndarray:
     """Soft mask of a closed curve r(angle) = radius * (1 + a few harmonics), stretched."""
     angle = np.linspace(0, 2 * np.pi, 72)
     r = np.full_like(angle, radius)

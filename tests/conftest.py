@@ -34,7 +34,7 @@ def resnet18(shared: Path) -> str:
 def drawn():
     from anomalens.datasets.procedural import Procedural
 
-    return Procedural("cloth", size=128, seed=0, train_count=12, good_count=6, bad_count=6)
+    return Procedural("leather", size=128, seed=0, train_count=12, good_count=6, bad_count=6)
 
 
 @pytest.fixture(scope="session")

@@ -114,27 +114,30 @@ class Calibration:
 
     def promise(self, wanted: float | None = None) -> str:
         """What can be promised, in words."""
+        return " ".join(self.sentences(wanted))
+
+    def sentences(self, wanted: float | None = None) -> list[str]:
+        """The promise, and then what it rests on and how far it goes."""
         rate, n = self.rate(wanted), self.count
-        source = {
-            "held-out": f"{n} good pictures kept aside from fitting",
-            "cross-fitted": f"{n} good pictures, each scored by a model fitted without it",
-            "unseen": f"{n} good pictures (the method learns from none)",
-        }[self.how]
         if rate < self.smallest_rate:
             needed = math.ceil(1 / rate - 1e-9) - 1
-            return (
+            return [
                 f"{n} good pictures cannot promise a false-alarm rate below {percent(self.smallest_rate)}, so nothing is "
-                f"rejected at {percent(rate)}; {needed} good pictures would allow it. What stands out is marked for review."
-            )
+                f"rejected at {percent(rate)}. What stands out is marked for review.",
+                f"{needed} good pictures would allow {percent(rate)}.",
+            ]
+        source = {
+            "held-out": f"from {n} good pictures kept aside from fitting",
+            "cross-fitted": f"from {n} good pictures, each scored by a model fitted without it",
+            "unseen": f"from {n} good pictures, of which the method learns nothing",
+        }[self.how]
         low, high = self.actual_rate(rate)
-        words = (
-            f"At most {percent(rate)} of good pictures like these will be rejected, on average over draws of good "
-            f"pictures (from {source}; for this draw the rate lies between {percent(low)} and {percent(high)} with 95 % "
-            "confidence)."
-        )
-        if wanted is None and rate > 0.01:
-            words += f" {n} good pictures cannot promise less; 99 would allow 1 %."
-        return words
+        least = f" {n} good pictures cannot promise less; 99 would allow 1 %." if wanted is None and rate > 0.01 else ""
+        return [
+            f"At most {percent(rate)} of good pictures like these will be rejected.",
+            f"That is an average over draws of good pictures, {source}; for this very draw the rate lies between "
+            f"{percent(low)} and {percent(high)} with 95 % confidence.{least}",
+        ]
 
     def actual_rate(self, rate: float) -> tuple[float, float]:
         """95 % range of the false-alarm rate that this very threshold has: it follows Beta(k, n + 1 - k)."""

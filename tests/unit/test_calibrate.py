@@ -97,7 +97,7 @@ def test_few_pictures_promise_little_and_say_so():
     assert c.smallest_rate == pytest.approx(1 / 21)
     assert c.threshold(0.01) == math.inf
     assert "below 4.8 %" in c.promise(0.01)
-    assert "99 good pictures would allow" in c.promise(0.01)
+    assert "99 good pictures would allow 1 %" in c.promise(0.01)
     assert "At most 4.8 %" in c.promise()
     assert c.judge(Prediction("x", 99.0), 0.01).verdict == "review"
     assert c.judge(Prediction("x", 99.0)).verdict == "reject"  # no rate asked: the lowest that can be promised

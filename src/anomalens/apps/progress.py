@@ -15,6 +15,8 @@ from ..errors import Unreadable
 from ..parts.batches import ahead
 from ..types import Sample, View
 
+WORTH_A_LINE = 1.0  # seconds; off a terminal, a pass that is over sooner is not mentioned
+
 
 @dataclass
 class Watch:
@@ -50,7 +52,9 @@ class Pass:
         else:
             started = time.perf_counter()
             yield from readable
-            print(f"{self.what}: {self.total} in {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
+            seconds = time.perf_counter() - started
+            if seconds >= WORTH_A_LINE:
+                print(f"{self.what}: {self.total} in {seconds:.1f} s", file=sys.stderr, flush=True)
 
     def _decode(self, sample: Sample) -> Sample | None:
         try:

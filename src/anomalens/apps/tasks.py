@@ -241,7 +241,7 @@ def demo(out: str, category: str = "cloth", seed: int = 0, quiet: bool = False) 
     summary = inspect(str(new), str(good), str(report), save_model=str(model), seed=seed, quiet=quiet)
     figures = evaluate(str(model), str(drawn / category), str(root / "figures.json"), seed=seed, quiet=quiet)
     summary["figures"] = figures["figures"]
-    summary["words"] = "\n".join([summary["words"], "", figures_table(figures), "", f"The report: {summary['report']}"])
+    summary["words"] = "\n".join([figures_table(figures), "", summary["words"]])
     return summary
 
 
@@ -491,7 +491,7 @@ def describe_run(
         return summary
     used = calibration.rate(rate)
     limits = calibration.pixel_thresholds(used)
-    summary["sentences"] = [calibration.promise(rate)]
+    summary["sentences"] = calibration.sentences(rate)
     summary["good_scores"] = [float(s) for s in calibration.scores]
     summary["reject"] = _finite(calibration.threshold(used))
     summary["review"] = _finite(calibration.threshold(min(1.0, REVIEW * used)))

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import MissingExtra, MissingWeights, WrongInput
 from ..types import BackboneCard
-from ._onnx import OnnxNetwork
+from ._onnx import OnnxNetwork, check_images
 
 CARD = BackboneCard(
     title="tiny",
@@ -29,7 +29,7 @@ CARD = BackboneCard(
     limits="Knows textures, edges and shapes, not the names of things: weaker than its teacher on subtle or semantic "
     "anomalies (grey texture, medical pictures).",
     file="assets/tiny.onnx",
-    sha256="dc5aaa2e3d35d7c01e6ea4f83f20be7d792265f72f57308dd6a6fa8ed7142878",
+    sha256="912a6a621459783bd97ccb5511328e10801dbed5435ec3b67862a9b44ce2c916",
     bytes=3_880_294,
 )
 
@@ -138,9 +138,9 @@ class Tiny:
             self._run = _onnx_network(strides, device, threads)
 
     def __call__(self, images: Any) -> list[Any]:
-        shape = tuple(images.shape)
-        if len(shape) != 4 or shape[1] != 3 or not all(shape) or shape[2] % 16 or shape[3] % 16:
-            raise WrongInput(f"tiny got images of shape {shape}; (B, 3, H, W) with H and W multiples of 16 is needed.")
+        check_images(images, "tiny")
+        if images.shape[2] % 16 or images.shape[3] % 16:
+            raise WrongInput(f"tiny got pictures of {images.shape[2]} x {images.shape[3]}; multiples of 16 are needed.")
         return self._run(images)
 
 
@@ -191,6 +191,8 @@ class _TorchNetwork:
 
     def __call__(self, images: Any) -> list[Any]:
         torch = self.torch
+        if isinstance(images, np.ndarray) and not images.flags.writeable:
+            images = images.copy()  # torch cannot hold memory that it may not write
         x = torch.as_tensor(images, dtype=torch.float32, device=self.device)
         # TF32, torch's default for convolutions on a GPU, would leave the 1e-4 to the ONNX engine.
         with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):

@@ -15,7 +15,7 @@ from array_api_compat import array_namespace
 from ..backbones import Device, Engine, network
 from ..detector import Detector
 from ..errors import WrongInput
-from ..parts.batches import batches
+from ..parts.batches import batches, through
 from ..parts.grids import Padding, like, resize_features, resize_map, score_map, to_numpy
 from ..types import Card, Prediction, Reported, Sample
 
@@ -86,8 +86,8 @@ class PaDiM(Detector):
         self.channel_index = np.sort(index)
         # First and second moments at every position, in float64, while the pictures stream by.
         n, total, products = 0, None, None
-        for batch in batches(samples, (self.image_size, self.image_size), self.batch_size):
-            x = self.by_position(self.embed(net(batch.images)))  # (P, B, d)
+        for _, features in through(net, batches(samples, (self.image_size, self.image_size), self.batch_size)):
+            x = self.by_position(self.embed(features))  # (P, B, d)
             xp = array_namespace(x)
             x = xp.astype(x, xp.float64)
             seen, outer = xp.sum(x, axis=1), xp.matmul(xp.permute_dims(x, (0, 2, 1)), x)
@@ -102,8 +102,8 @@ class PaDiM(Detector):
         self.require_fit()
         net = network(self)
         size = (self.image_size, self.image_size)
-        for batch in batches(samples, size, self.batch_size):
-            grids = to_numpy(self.distances(self.embed(net(batch.images))))
+        for batch, features in through(net, batches(samples, size, self.batch_size)):
+            grids = to_numpy(self.distances(self.embed(features)))
             for sample, grid, picture in zip(batch.samples, grids, batch.sizes, strict=True):
                 smooth = score_map(grid, size, self.sigma, self.blur_padding)
                 yield Prediction(sample.id, float(smooth.max()), resize_map(smooth, picture))

@@ -15,7 +15,7 @@ from array_api_compat import array_namespace, device
 from ..backbones import Device, Engine, network
 from ..detector import Detector
 from ..errors import WrongInput
-from ..parts.batches import batches
+from ..parts.batches import Batch, batches, through
 from ..parts.coreset import Streamed, extend
 from ..parts.grids import (
     Padding,
@@ -27,9 +27,10 @@ from ..parts.grids import (
     smooth_matrix,
     to_numpy,
 )  # fmt: skip
-from ..parts.neighbours import Bank
+from ..parts.neighbours import Bank, Mode
 from ..parts.patches import embed
 from ..parts.sizes import parse_bytes
+from ..parts.threads import one_blas_thread
 from ..types import Card, Prediction, Reported, Sample
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ CARD = Card(
     "code: highest patch distance, image_score='patch'); Euclidean distances (official: squared, squared=True); "
     "pooled layers are concatenated (official: pooled to 1024 values, embedding='official'); the coreset is the exact "
     "greedy one on all channels (official: on 128 random projections) and holds at most largest_bank patches; the "
-    "whole picture is resized to a square, nothing is cropped away (official: centre crop 224 of 256)",
+    "whole picture is resized to the area of a square in its own aspect ratio, nothing is cropped away (official: "
+    "centre crop 224 of 256)",
     pitfalls=(
         "patches that look normal one by one in the wrong place or number are not found",
         "defects among the good pictures enter the memory and will not be found again",
@@ -84,12 +86,14 @@ class PatchCore(Detector):
     neighbours of the paper's re-weighting of the image score (0: off; forces image_score `patch`).
     search: `exact`, or `pruned` (projected candidates, exact re-ranking, image scores proven exact), or `auto`.
     limit_memory: bytes, or text such as `1GB`, that fitting may hold besides the network.
-    image_size: pixels, a multiple of 32. sigma: blur of the map, in pixels of the resized picture.
+    image_size: pixels, a multiple of 32; keep_aspect resizes a picture to that area in its own aspect ratio, instead of
+    to a square. sigma: blur of the map, in pixels of the resized picture.
     """
 
     backbone: str = "tiny"
     strides: tuple[int, ...] = (8, 16)
     image_size: int = 256
+    keep_aspect: bool = True
     embedding: Literal["concat", "official"] = "concat"
     patch: int = 3
     pretrain_dim: int = 1024
@@ -120,8 +124,8 @@ class PatchCore(Detector):
             )
         net = network(self, learn=samples)
         memory = None
-        for batch in batches(samples, (self.image_size, self.image_size), self.batch_size):
-            rows = to_numpy(self.embed(net(batch.images)))
+        for _, features in through(net, self.batches(samples)):
+            rows = to_numpy(self.embed(features))
             if memory is None:
                 memory = Streamed(rows.shape[1], parse_bytes(self.limit_memory), seed=self.seed)
             memory.add(rows)
@@ -139,8 +143,8 @@ class PatchCore(Detector):
         """
         self.require_fit()
         net = network(self)
-        for batch in batches(samples, (self.image_size, self.image_size), self.batch_size):
-            rows = to_numpy(self.embed(net(batch.images)))
+        for _, features in through(net, self.batches(samples)):
+            rows = to_numpy(self.embed(features))
             new = extend(self.bank, rows, self.radius)
             self.bank = np.concatenate([self.bank, rows[new.indices]])
             self.patches_seen += len(rows)
@@ -149,17 +153,16 @@ class PatchCore(Detector):
     def predict(self, samples: Iterable[Sample]) -> Iterator[Prediction]:
         self.require_fit()
         net = network(self)
-        bank: Bank | None = None
-        size = (self.image_size, self.image_size)
-        for batch in batches(samples, size, self.batch_size):
-            features = net(batch.images)
-            rows = self.embed(features)
-            bank = bank or self.index(rows)
-            grid = (len(batch.samples), *features[0].shape[2:])
-            for sample, picture, (score, values) in zip(
-                batch.samples, batch.sizes, self.judge(bank, rows, grid, size), strict=True
-            ):
-                yield Prediction(sample.id, score, resize_map(values, picture))
+        waiting: list[tuple[Batch, tuple[int, ...], Any]] = []
+        for batch, features in through(net, self.batches(samples)):
+            waiting.append((batch, features[0].shape[2:], self.embed(features)))
+            if sum(len(b.samples) for b, _, _ in waiting) >= self.batch_size:
+                yield from self.judge(waiting)
+                waiting = []
+        yield from self.judge(waiting)
+
+    def batches(self, samples: Iterable[Sample]) -> Iterator[Batch]:
+        return batches(samples, (self.image_size, self.image_size), self.batch_size, keep_aspect=self.keep_aspect)
 
     def embed(self, features: list[Any]) -> Any:
         """Feature maps, finest first -> one row per patch, ordered image, row, column."""
@@ -168,29 +171,49 @@ class PatchCore(Detector):
         return embed(features, self.patch)
 
     def index(self, rows: Any) -> Bank:
-        """The bank, ready to be searched where `rows` live."""
+        """The bank, ready to be searched where `rows` live; made once."""
         pruned = self.search == "pruned" or (self.search == "auto" and len(self.bank) >= PRUNE_FROM)
-        return Bank(like(self.bank, rows), "pruned" if pruned and self.neighbours == 1 else "exact")
+        mode: Mode = "pruned" if pruned and self.neighbours == 1 else "exact"
+        kept = self.__dict__.get("_index")
+        if kept is None or kept[0] is not self.bank or kept[1:3] != (mode, device(rows)):
+            kept = self.__dict__["_index"] = (self.bank, mode, device(rows), Bank(like(self.bank, rows), mode))
+        return kept[3]
 
-    def judge(
-        self, bank: Bank, rows: Any, grid: tuple[int, int, int], size: tuple[int, int]
-    ) -> Iterator[tuple[float, np.ndarray]]:
-        """Image score and map (*size) of each picture; grid is (pictures, h, w) of the rows."""
-        k = min(self.neighbours, bank.rows.shape[0])
-        distances, nearest = bank.nearest(rows, k)
-        patches = self.prove(bank, rows, to_numpy(self.in_unit(distances).mean(axis=1)).reshape(grid), size)
+    def judge(self, parts: list[tuple[Batch, tuple[int, ...], Any]]) -> Iterator[Prediction]:
+        """Predictions for batches, their grids (h, w) and patch rows; all patches are searched together."""
+        if not parts:
+            return
+        xp = array_namespace(parts[0][2])
+        rows = xp.concat([rows for _, _, rows in parts]) if len(parts) > 1 else parts[0][2]
+        bank = self.index(rows)
+        distances, nearest = bank.nearest(rows, min(self.neighbours, len(self.bank)))
+        start = 0
+        for batch, grid, own in parts:
+            here = slice(start, start := start + own.shape[0])
+            shape, size = (len(batch.samples), grid[0], grid[1]), batch.images.shape[2:]
+            scores, maps = self.score(bank, own, distances[here], nearest[here], shape, size)
+            for sample, picture, score, values in zip(batch.samples, batch.sizes, scores, maps, strict=True):
+                yield Prediction(sample.id, score, resize_map(values, picture))
+
+    @one_blas_thread()
+    def score(
+        self, bank: Bank, rows: Any, distances: Any, nearest: Any, grid: tuple[int, int, int], size: tuple[int, int]
+    ) -> tuple[list[float], np.ndarray]:
+        """Image scores and maps (B, *size) from the neighbours (n, k) of the patches of a grid (B, h, w)."""
+        patches = to_numpy(self.in_unit(distances).mean(axis=1)).reshape(grid)
+        patches = self.prove(bank, rows, patches, size)
         maps = score_map(patches, size, self.sigma, self.blur_padding)
         if self.image_score == "map" and not self.reweight:
-            yield from zip(maps.max(axis=(1, 2)).tolist(), maps, strict=True)
-            return
+            return maps.max(axis=(1, 2)).tolist(), maps
         flat = patches.reshape(grid[0], -1)
         top = flat.argmax(axis=1)
-        for i, values in enumerate(maps):
-            score = float(flat[i, top[i]])
-            if self.reweight:
-                at = i * flat.shape[1] + int(top[i])
-                score *= paper_weight(to_numpy(rows[at]), self.bank, int(nearest[at, 0]), self.reweight)
-            yield score, values
+        scores = flat[np.arange(len(flat)), top]
+        if self.reweight:
+            at = [i * flat.shape[1] + int(patch) for i, patch in enumerate(top)]
+            scores = scores * [
+                paper_weight(to_numpy(rows[i]), self.bank, int(nearest[i, 0]), self.reweight) for i in at
+            ]
+        return scores.tolist(), maps
 
     def in_unit(self, distances: Any) -> Any:
         return distances**2 if self.squared else distances

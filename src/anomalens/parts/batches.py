@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
-from typing import TypeVar
+from itertools import groupby, islice
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ..images import resize, to_float
 from ..types import Sample
 from .threads import cores
+
+STEP = 32  # networks halve the picture up to five times
+MOST_ELONGATED = 4.0
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,17 +32,44 @@ class Batch:
     sizes: list[tuple[int, int]]
 
 
-def batches(samples: Iterable[Sample], size: tuple[int, int], batch: int = 8, view: str = "image") -> Iterator[Batch]:
-    """Read, resize to `size` = (height, width) and stack, `batch` at a time, one batch ahead of the consumer."""
+def batches(
+    samples: Iterable[Sample],
+    size: tuple[int, int],
+    batch: int = 8,
+    view: str = "image",
+    *,
+    keep_aspect: bool = False,
+) -> Iterator[Batch]:
+    """Read, resize to `size` = (height, width) and stack, up to `batch` at a time, one batch ahead of the consumer.
+
+    keep_aspect: resize to about the area of `size` in the picture's own aspect ratio (see `same_area`); a batch then
+        ends where the next picture gets another size.
+    """
 
     def load(sample: Sample) -> tuple[Sample, np.ndarray, tuple[int, int]]:
         picture = sample.image(view)
-        scaled = to_float(resize(picture, size))
-        return sample, np.moveaxis(scaled, 2, 0), (picture.shape[0], picture.shape[1])
+        original = (picture.shape[0], picture.shape[1])
+        scaled = to_float(resize(picture, same_area(original, size) if keep_aspect else size))
+        return sample, np.moveaxis(scaled, 2, 0), original
 
-    loaded = ahead(load, samples, depth=2 * batch)
-    while group := list(islice(loaded, batch)):
-        yield Batch([s for s, _, _ in group], np.stack([p for _, p, _ in group]), [hw for _, _, hw in group])
+    for _, alike in groupby(ahead(load, samples, depth=2 * batch), key=lambda loaded: loaded[1].shape):
+        while group := list(islice(alike, batch)):
+            yield Batch([s for s, _, _ in group], np.stack([p for _, p, _ in group]), [hw for _, _, hw in group])
+
+
+def same_area(original: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of about the area of `size` with the aspect ratio of `original`, in multiples of STEP.
+
+    Ratios beyond MOST_ELONGATED to 1 are cut off there, so that no picture becomes a thread.
+    """
+    ratio = min(max(original[0] / original[1], 1 / MOST_ELONGATED), MOST_ELONGATED)
+    height = math.sqrt(size[0] * size[1] * ratio)
+    return tuple(max(STEP, STEP * round(side / STEP)) for side in (height, height / ratio))  # type: ignore[return-value]
+
+
+def through(network: Callable[[np.ndarray], list[Any]], source: Iterable[Batch]) -> Iterator[tuple[Batch, list[Any]]]:
+    """Each batch with its features; the network works on the next batch while the consumer is busy with this one."""
+    return ahead(lambda batch: (batch, network(batch.images)), source, depth=1)
 
 
 def ahead(work: Callable[[Item], Result], items: Iterable[Item], depth: int = 16) -> Iterator[Result]:

@@ -23,6 +23,7 @@ from array_api_compat import array_namespace, device
 from ..errors import OutOfMemory, WrongInput
 from .grids import Array, like, to_numpy
 from .neighbours import Bank, Sketch, as_rows, blocks, finite
+from .threads import one_blas_thread
 
 CODE = 96  # numbers of a code: its coordinates and the constant 1
 HOT = 8192  # vectors brought up to date in one round
@@ -39,6 +40,7 @@ class Coreset:
     radius: float
 
 
+@one_blas_thread()
 def greedy(
     vectors: Array,
     count: int,
@@ -87,6 +89,7 @@ def greedy(
     return Coreset(search.picks, search.radius())
 
 
+@one_blas_thread()
 def extend(bank: Array, vectors: Array, radius: float, count: int | None = None) -> Coreset:
     """Which of some new vectors a finished bank needs besides its own, so that it covers them too.
 

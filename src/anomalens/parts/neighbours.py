@@ -10,24 +10,27 @@ it) and five sixths of the channels (vectors are compared by short codes); the t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from array_api_compat import array_namespace, device
 
 from ..errors import WrongInput
 from .grids import Array, like, to_numpy
+from .threads import cores, one_blas_thread
 
 Mode = Literal["exact", "pruned"]
+Result = TypeVar("Result")
 
 BLOCK = 512  # rows and columns of one product: 1 MiB of float32
 DEVICE_BLOCK = 8192  # the same on an accelerator, and queries that visit the cells together
 SMALL = 512  # banks below this are always searched exactly
 CLOSE = 0.05  # below this share of |x|^2 + |y|^2 a squared distance is ranked in float64
-VERIFY = 8  # patches per picture and round that `largest` verifies
+VERIFY = 4  # patches per picture and round that `largest` verifies
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class Bank:
         WrongInput: rows are not a matrix of finite numbers with at least one row, or the mode or share is not known.
     """
 
-    def __init__(self, rows: Array, mode: Mode = "exact", *, components: int = 62, share: float = 0.1):
+    def __init__(self, rows: Array, mode: Mode = "exact", *, components: int = 54, share: float = 0.1):
         if mode not in ("exact", "pruned"):
             raise WrongInput(f"Bank knows the modes 'exact' and 'pruned', not {mode!r}; pick one of them.")
         if not 0 < share <= 1:
@@ -105,6 +108,7 @@ class Bank:
             self.cells = _Cells(self.rows, min(components, self.rows.shape[1]), share)
         self.mode: Mode = "pruned" if self.cells else "exact"  # what really runs
 
+    @one_blas_thread()
     def nearest(self, queries: Array, k: int = 1, *, exact: bool = False) -> tuple[Array, Array]:
         """Distances (Q, k) float32, ascending, and bank rows (Q, k) of the nearest neighbours.
 
@@ -116,10 +120,12 @@ class Bank:
         queries = self._check(queries)
         if not 1 <= k <= self.rows.shape[0]:
             raise WrongInput(f"nearest was asked for k = {k} of {self.rows.shape[0]} bank rows; use 1 <= k <= rows.")
-        if exact or k > 1 or self.cells is None:
-            return self._exact(queries, k)
-        return self._pruned(queries, self.cells)
+        cells = None if exact or k > 1 else self.cells
+        return _joined(
+            over_cores(lambda part: self._exact(part, k) if cells is None else self._pruned(part, cells), queries)
+        )
 
+    @one_blas_thread()
     def largest(self, queries: Array, images: int) -> Largest:
         """Nearest distances of the patches of `images` pictures, with the largest of each picture exact.
 
@@ -286,6 +292,16 @@ def k_means(x: np.ndarray, clusters: int, rounds: int = 8) -> tuple[np.ndarray, 
         np.add.at(total, label, x)
         centres = (total / np.bincount(label)[:, None]).astype(np.float32)
     return centres, label
+
+
+def over_cores(work: Callable[[Array], Result], queries: Array) -> list[Result]:
+    """`work` on one share of the queries for each core, in threads: numpy lets go of the interpreter in its loops."""
+    n, count = queries.shape[0], cores()
+    if not isinstance(queries, np.ndarray) or count == 1 or n < 2 * BLOCK:
+        return [work(queries)]
+    share = -(-n // count)
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(work, (queries[start : start + share] for start in range(0, n, share))))
 
 
 def as_rows(x: Array, caller: str) -> Array:

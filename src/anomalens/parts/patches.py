@@ -9,8 +9,10 @@ from array_api_compat import array_namespace, device
 
 from ..errors import WrongInput
 from .grids import Array, bilinear_matrix, like
+from .threads import one_blas_thread
 
 
+@one_blas_thread()
 def embed(features: list[Array], pool: int = 3, count_padding: bool = True) -> Array:
     """Feature maps (B, C_i, h_i, w_i), finest first -> rows (B * h * w, sum of C_i), ordered image, row, column.
 

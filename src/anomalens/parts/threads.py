@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 
 def cores() -> int:
@@ -14,6 +18,24 @@ def cores() -> int:
         count = min(count, max(1, int(quota)))
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return min(count, max(1, int(asked))) if asked.isdigit() else count
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Hold numpy's matrix products to one thread, for blocks that fit the cache of one core.
+
+    Threads of OpenBLAS wait by spinning. For small products, beside decoding threads, one is faster than two, and uses
+    a fraction of the CPU time (measured: a coreset in 8 CPU s instead of 50).
+    """
+    with _pools().limit(limits=1, user_api="blas"):
+        yield
+
+
+@cache
+def _pools() -> Any:
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 def _quota() -> float | None:
