@@ -1,178 +1,218 @@
-"""Image AUROC of a plain patch memory over `tiny`, over the same network with random weights, and over its teacher.
+"""How `tiny` compares with its teacher ResNet18: PatchCore's AUROC at its default settings, and speed on one thread.
 
-    python scripts/evaluate_tiny.py --data DATA --teacher resnet18.safetensors [--model runs/tiny/tiny.onnx ...]
+    python scripts/evaluate_tiny.py --data DATA --teacher resnet18.safetensors [--seeds 3] [--int8] [--random]
+                                    [--model runs/1/tiny.onnx ...]
 
-DATA/<category> holds train/good, test/good and test/<defect>. These figures are for the ledger in docs/tiny.md; nothing of
-the training is chosen by them. Versions may be chosen by the last column: drawn surfaces with drawn defects.
+Pictures: DATA/<category> with train/good, test/<defect> and ground_truth/<defect>, and the 15 drawn categories of
+`anomalens.datasets.procedural` at 256 x 256. A seed is where the coreset starts, and which drawings are made. Everything
+runs on one thread. These figures are for the ledger in docs/tiny.md; nothing of the training is chosen by them.
 """
 
 from __future__ import annotations
 
+import os
+
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # before numpy
+
 import argparse
-from collections.abc import Callable, Iterable, Iterator
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import train_tiny
 
+import anomalens as al
+from anomalens import backbones, metrics
 from anomalens.backbones import tiny
-from anomalens.backbones._onnx import OnnxNetwork
-from anomalens.images import SUFFIXES, read_image, resize, to_float
+from anomalens.datasets import open_folder
+from anomalens.datasets.procedural import CARD as PROCEDURAL
+from anomalens.datasets.procedural import Procedural
+from anomalens.types import Sample
 
-Network = Callable[[np.ndarray], list[np.ndarray]]  # (B, 3, H, W) in [0, 1] -> maps of stride 8 and 16
-Batches = Iterable[np.ndarray]
-CATEGORIES = ("magnetic_tile", "pcb", "hazelnut", "brain_mri")
-
-
-def embedded(path: Path, threads: int) -> Network:
-    return OnnxNetwork(path, ("stride8", "stride16"), threads=threads)
+THE_FOUR = ("magnetic_tile", "pcb", "hazelnut", "brain_mri")
+STRIDES = (8, 16)  # PatchCore's
 
 
-def untrained(seed: int, threads: int) -> Network:
+class Network(NamedTuple):
+    """A backbone; file: an ONNX file of the layout of `tiny` in the place of the embedded one."""
+
+    backbone: str
+    file: Path = tiny.ASSET
+
+
+class Figures(NamedTuple):
+    """AUROC; pixel is NaN without masks; by_defect: image AUROC of each kind of defect against all good pictures."""
+
+    image: float
+    pixel: float
+    by_defect: dict[str, float]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Accuracy
+
+
+def read(category: str, data: Path, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """Train and test samples, their pictures in memory, so that every network gets them without drawing anew."""
+    drawn = category in PROCEDURAL.categories
+    source: Any = Procedural(category, size=256, seed=seed) if drawn else open_folder(data / category)
+
+    def held(sample: Sample) -> Sample:
+        image = replace(sample.views["image"], read=partial(np.array, sample.image()))
+        mask = sample.mask and replace(sample.mask, read=partial(np.array, sample.mask.read()))
+        return replace(sample, views={"image": image}, mask=mask)
+
+    return [held(s) for s in source.train()], [held(s) for s in source.test()]
+
+
+def judge(network: Network, train: list[Sample], test: list[Sample], seed: int) -> Figures:
+    tiny.ASSET = network.file
+    detector = al.create("patchcore", backbone=network.backbone, threads=1, seed=seed).fit(train)
+    predictions = list(detector.predict(test))
+    scores, labels = np.array([p.score for p in predictions]), np.array([s.label for s in test])
+    defects = np.array([s.defect for s in test])
+
+    def image(chosen: np.ndarray) -> float:
+        return metrics.image(scores[chosen], labels[chosen], ["auroc"])["auroc"].value
+
+    by_defect = {str(d): image((labels == 0) | (defects == d)) for d in np.unique(defects[labels == 1])}
+    pixel = float("nan")
+    if any(s.mask for s in test):
+        maps, masks = [p.map for p in predictions], [s.mask and s.mask.read() for s in test]
+        pixel = metrics.pixel(maps, masks, which=("auroc",))["auroc"].value
+    return Figures(image(labels >= 0), pixel, by_defect)
+
+
+def random_weights(folder: Path) -> Path:
     """The layout of tiny with random weights; batch norm in its initial state is the identity."""
     import torch
 
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     student = train_tiny.make_student().eval()
     units = {s: (torch.zeros(c), torch.ones(c)) for s, c in train_tiny.TEACHER_CHANNELS.items()}
-    model = train_tiny.onnx_bytes(train_tiny.fold(student, units))
-    return OnnxNetwork(model, ("stride8", "stride16"), threads=threads)
+    file = folder / "random.onnx"
+    file.write_bytes(train_tiny.onnx_bytes(train_tiny.fold(student, units)))
+    return file
 
 
-def teacher(path: Path, threads: int) -> Network:
+def accuracy_table(found: dict[tuple[str, str], list[Figures]], networks: list[str], categories: list[str]) -> None:
+    """found: (network, category) -> one entry per seed."""
+    columns = [f"{name}, {what}" for name in networks for what in ("image", "pixel")]
+    print("| AUROC: mean of the seeds (largest - smallest) | " + " | ".join(columns) + " |")
+    print("| --- " * (len(columns) + 1) + "|")
+    real, drawn = ([c for c in categories if (c in THE_FOUR) == four] for four in (True, False))
+    groups = {c: [c] for c in categories}
+    groups |= {"**the four**": real, "**the procedural**": drawn, "**all**": categories}
+    for label, group in groups.items():
+        cells = []
+        for name in networks:
+            figures = np.array([[f[:2] for f in found[name, c]] for c in group])  # (categories, seeds, 2)
+            known = figures[~np.isnan(figures[:, 0, 1])]
+            cells += [_cell(figures[:, :, 0]), _cell(known[:, :, 1])]
+        print(f"| {label} | " + " | ".join(cells) + " |")
+    print()
+
+
+def _cell(values: np.ndarray) -> str:
+    """values: (categories, seeds)."""
+    if not len(values):
+        return ""
+    by_seed = values.mean(axis=0)
+    return f"{by_seed.mean():.3f} ({np.ptp(by_seed):.3f})"
+
+
+def defects_table(found: dict[tuple[str, str], list[Figures]], ours: str, theirs: str, categories: list[str]) -> None:
+    """The ten kinds of defect that lose most."""
+    rows = []
+    for category in categories:
+        for defect in found[ours, category][0].by_defect:
+            pair = [float(np.mean([f.by_defect[defect] for f in found[n, category]])) for n in (ours, theirs)]
+            rows.append((pair[0] - pair[1], category, defect, *pair))
+    print(f"| category | defect | {ours}, image | {theirs}, image | difference |\n| --- | --- | --- | --- | --- |")
+    for difference, category, defect, a, b in sorted(rows)[:10]:
+        print(f"| {category} | {defect} | {a:.3f} | {b:.3f} | {difference:.3f} |")
+    better = sum(row[0] >= 0 for row in rows)
+    print(f"\n{ours} is at least as good on {better} of {len(rows)} kinds of defect.\n")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Speed
+
+
+def eager_resnet18() -> Callable[[np.ndarray], Any]:
+    """Layers 1 to 3 in torch, as one writes them from timm's manual; random weights are as fast as others."""
+    import timm
     import torch
 
-    torch.set_num_threads(threads)
-    network = train_tiny.load_teacher(path)
+    torch.set_num_threads(1)
+    network = timm.create_model("resnet18", pretrained=False, features_only=True, out_indices=(1, 2, 3)).eval()
     mean, std = (torch.tensor(v)[:, None, None] for v in (tiny.CARD.mean, tiny.CARD.std))
 
-    def run(images: np.ndarray) -> list[np.ndarray]:
+    def run(images: np.ndarray) -> Any:
         with torch.inference_mode():
-            return [m.numpy() for m in network((torch.from_numpy(images) - mean) / std)[1:]]
+            return network((torch.from_numpy(images) - mean) / std)
 
     return run
 
 
-def read(folder: Path, size: int) -> Iterator[np.ndarray]:
-    """Batches (B, 3, size, size) of the pictures of one folder, in the order of their names."""
-    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES)
-    for start in range(0, len(files), 8):
-        pictures = [to_float(resize(read_image(f), (size, size))) for f in files[start : start + 8]]
-        yield np.ascontiguousarray(np.stack(pictures).transpose(0, 3, 1, 2))
-
-
-def patches(maps: list[np.ndarray]) -> np.ndarray:
-    """Maps of stride 8 and 16 -> (B, h * w, channels): each averaged over 3x3, the coarse one upsampled, joined."""
-    fine, coarse = (_average3(m) for m in maps)
-    joined = np.concatenate([fine, _double(coarse)], axis=1)
-    return joined.reshape(*joined.shape[:2], -1).transpose(0, 2, 1)
-
-
-def _average3(x: np.ndarray) -> np.ndarray:
-    """3x3 mean with stride 1 over a zero border, which keeps the border from looking anomalous by itself."""
-    height, width = x.shape[2:]
-    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
-    rows = sum(padded[:, :, k : k + height] for k in range(3))
-    return sum(rows[..., k : k + width] for k in range(3)) / np.float32(9)
-
-
-def _double(x: np.ndarray) -> np.ndarray:
-    """Bilinear upsampling by two, pixel centres aligned, edges repeated."""
-    for axis in (2, 3):
-        n = x.shape[axis]
-        before, after = (np.take(x, np.clip(np.arange(n) + d, 0, n - 1), axis=axis) for d in (-1, 1))
-        pair = np.stack([0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after], axis=axis + 1)
-        x = pair.reshape([2 * n if a == axis else s for a, s in enumerate(x.shape)])
-    return x
-
-
-def image_auroc(network: Network, train: Batches, good: Batches, bad: Batches, *, kept: int, seed: int) -> float:
-    """Patch memory: score of a picture = largest distance of a patch to the nearest of `kept` random training ones."""
-    known = np.concatenate([patches(network(batch)) for batch in train])
-    known = known.reshape(-1, known.shape[-1])
-    bank = known[np.random.default_rng(seed).permutation(len(known))[:kept]]
-    squared = (bank**2).sum(1)
-
-    def scores(batches: Batches) -> np.ndarray:
-        found = [x for batch in batches for x in patches(network(batch))]
-        return np.array([((x**2).sum(1) + (squared - 2 * (x @ bank.T)).min(1)).max() for x in found])
-
-    low, high = scores(good), scores(bad)[:, None]
-    return float(((high > low).mean() + (high >= low).mean()) / 2)
-
-
-def category_auroc(network: Network, category: Path, *, size: int, kept: int, seed: int) -> float:
-    folders = sorted(p for p in (category / "test").iterdir() if p.is_dir() and p.name != "good")
-    bad = (batch for folder in folders for batch in read(folder, size))
-    train, good = read(category / "train" / "good", size), read(category / "test" / "good", size)
-    return image_auroc(network, train, good, bad, kept=kept, seed=seed)
-
-
-def drawn_auroc(network: Network, *, count: int, kept: int, seed: int) -> float:
-    """Mean over `count` drawn surfaces with drawn defects: what versions may be chosen by."""
-    surfaces = [drawn_surface(index) for index in range(count)]
-    return float(np.mean([image_auroc(network, *([x] for x in s), kept=kept, seed=seed) for s in surfaces]))
-
-
-def drawn_surface(index: int, side: int = 128) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(24, 16, 16) crops of one drawn canvas: to learn, good, and with a soft-edged patch.
-
-    The patch is another texture, the canvas itself turned, a flat colour, or a change of light.
-    """
-    rng = np.random.default_rng((77, index))
-    canvas = (train_tiny.texture, train_tiny.leaves, train_tiny.lines)[index % 3](rng, 512)
-    foreign = train_tiny.texture(rng, 512)
-    canvas = train_tiny.finish(rng, canvas)
-
-    def crop(picture: np.ndarray) -> np.ndarray:
-        y, x = rng.integers(0, 512 - side, 2)
-        return picture[y : y + side, x : x + side]
-
-    learn, good, bad = [crop(canvas) for _ in range(24)], [crop(canvas) for _ in range(16)], []
-    for place in range(16):
-        base = crop(canvas)
-        mask = train_tiny.blob(rng, side, rng.uniform(30, 98, 2), rng.uniform(8, 22))[..., None] * rng.uniform(0.5, 1)
-        patch = (
-            crop(foreign),
-            np.rot90(crop(canvas)),
-            np.broadcast_to(rng.random(3), base.shape),
-            np.clip(base * rng.uniform(0.5, 1.6), 0, 1),
-        )[place % 4]
-        bad.append(base * (1 - mask) + patch * mask)
-    groups = (np.rint(np.stack(group).transpose(0, 3, 1, 2) * 255) / 255 for group in (learn, good, bad))
-    return tuple(np.ascontiguousarray(group, np.float32) for group in groups)  # type: ignore[return-value]
+def speed_table(rounds: int = 41) -> None:
+    """Networks take turns in one process and medians are shown, so that the ratios hold on a busy machine."""
+    networks = {"ResNet18, layers 1 to 3, eager torch": eager_resnet18()}
+    for name in ("tiny", "tiny:int8"):
+        networks[name] = backbones.get(name, strides=STRIDES, device="cpu", engine="onnx", threads=1)
+    print("| one thread, 256 x 256 | batch | ms per picture | times eager ResNet18 | times tiny in float32 |")
+    print("| --- | --- | --- | --- | --- |")
+    for batch in (1, 8):
+        images = np.random.default_rng(0).random((batch, 3, 256, 256), dtype=np.float32)
+        seconds: dict[str, list[float]] = {name: [] for name in networks}
+        for turn in range(rounds):
+            for name, network in networks.items():
+                start = time.perf_counter()
+                network(images)
+                if turn:  # the first one warms up
+                    seconds[name].append(time.perf_counter() - start)
+        median = {name: statistics.median(values) for name, values in seconds.items()}
+        eager = next(iter(median.values()))
+        for name, m in median.items():
+            print(f"| {name} | {batch} | {m / batch * 1e3:.2f} | {eager / m:.2f} | {median['tiny'] / m:.2f} |")
+    print()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--teacher", type=Path, help="also judge the teacher")
-    parser.add_argument(
-        "--model", type=Path, nargs="*", default=[tiny.ASSET], help="ONNX files; default the embedded one"
-    )
+    parser.add_argument("--teacher", type=Path, required=True, help="ResNet18 weights, safetensors, torchvision names")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--int8", action="store_true", help="also judge tiny:int8")
     parser.add_argument("--random", action="store_true", help="also judge random weights")
-    parser.add_argument("--categories", nargs="*", default=CATEGORIES)
-    parser.add_argument("--drawn", type=int, default=30, help="drawn surfaces")
-    parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--kept", type=int, default=4000, help="training patches in the memory")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--model", type=Path, nargs="*", default=[], help="also judge these ONNX files of train_tiny.py"
+    )
+    parser.add_argument("--categories", nargs="*", default=[*THE_FOUR, *PROCEDURAL.categories])
     args = parser.parse_args()
 
-    networks: dict[str, Any] = {}
-    if args.random:
-        networks["random weights"] = untrained(args.seed, args.threads)
-    networks |= {str(path): embedded(path, args.threads) for path in args.model}
-    if args.teacher:
-        networks["teacher"] = teacher(args.teacher, args.threads)
-    print("| network | " + " | ".join(args.categories) + " | mean | drawn |")
-    print("| --- " * (len(args.categories) + 3) + "|")
-    for name, network in networks.items():
-        how = {"kept": args.kept, "seed": args.seed}
-        figures = [category_auroc(network, args.data / c, size=args.size, **how) for c in args.categories]
-        figures += [float(np.mean(figures)), drawn_auroc(network, count=args.drawn, **how)]
-        print(f"| {name} | " + " | ".join(f"{f:.3f}" for f in figures) + " |", flush=True)
+    speed_table()
+    with tempfile.TemporaryDirectory() as folder:
+        networks = {"tiny": Network("tiny"), "ResNet18": Network(f"timm:resnet18@{args.teacher}")}
+        if args.int8:
+            networks["tiny:int8"] = Network("tiny:int8")
+        networks |= {str(path): Network("tiny", path) for path in args.model}
+        if args.random:
+            networks["random"] = Network("tiny", random_weights(Path(folder)))
+        found: dict[tuple[str, str], list[Figures]] = {}
+        for category in args.categories:
+            for seed in range(args.seeds):
+                train, test = read(category, args.data, seed)
+                for name, network in networks.items():
+                    found.setdefault((name, category), []).append(judge(network, train, test, seed))
+    accuracy_table(found, list(networks), args.categories)
+    defects_table(found, "tiny", "ResNet18", args.categories)
 
 
 if __name__ == "__main__":

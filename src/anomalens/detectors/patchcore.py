@@ -107,7 +107,7 @@ class PatchCore(Detector):
     search: Literal["auto", "exact", "pruned"] = "auto"
     sigma: float = 4.0
     blur_padding: Padding = "reflect"
-    limit_memory: int | str = "1GB"
+    limit_memory: int | str = "800MB"
     batch_size: int = 8
     device: Device = "auto"
     engine: Engine = "auto"

@@ -93,7 +93,7 @@ def test_inspect_writes_everything_that_is_promised(report, parts):
             assert 0 <= x0 < x1 <= 128
             assert 0 <= y0 < y1 <= 128
             assert region["area"] >= 4
-    table = list(csv.DictReader((report / "results.csv").open()))
+    table = list(csv.DictReader((report / "results.csv").read_text().splitlines()))
     assert [float(t["score"]) for t in table] == [r["score"] for r in found]
     page = (report / "index.html").read_text()
     assert "good pictures" in page
