@@ -214,7 +214,7 @@ def fit_calibrated(
     return detector
 
 
-def stands_out(scores: Sequence[float], factor: float = 3.5) -> tuple[float, np.ndarray]:
+def stands_out(scores: Sequence[float] | np.ndarray, factor: float = 3.5) -> tuple[float, np.ndarray]:
     """Which scores stand out from their own batch when no good picture is known: (limit, mask). Promises nothing.
 
     The limit is median + factor * 1.4826 * MAD (Iglewicz and Hoaglin 1993, factor 3.5).

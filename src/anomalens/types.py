@@ -201,7 +201,7 @@ class DatasetCard:
     citation: str
     licence: str
     commercial: bool | None
-    views: tuple[Literal["image", "lights"], ...]
+    views: tuple[Literal["image", "lights", "depth", "normals", "points"], ...]
     levels: tuple[Literal["structural", "semantic"], ...]
     layout: str
     masks: bool

@@ -15,8 +15,10 @@ import pytest
 import anomalens
 from anomalens import datasets
 from anomalens.datasets.procedural import Procedural
-from anomalens.errors import UnknownName
+from anomalens.errors import UnknownName, WrongInput
 from anomalens.types import DatasetCard
+
+from ..unit.datasets import trees
 
 SIZE = 48
 
@@ -29,12 +31,20 @@ def root(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.fixture(params=datasets.names())
-def dataset(request, root):
-    """A reader, its fields filled by name: new readers that use these names are tested without a change here."""
-    cls = datasets.reader(request.param)
-    given = {"root": root, "category": "cloth", "size": SIZE, "train_count": 4, "good_count": 2, "bad_count": 4}
-    return cls(**{f.name: given[f.name] for f in dataclasses.fields(cls) if f.name in given})
+@pytest.fixture(scope="module", params=datasets.names())
+def tree(request, tmp_path_factory) -> tuple[str, trees.Tree]:
+    """A reader's name and the tree that its function in trees.py wrote: a new reader needs one there, nothing here."""
+    return request.param, trees.write(request.param, tmp_path_factory.mktemp("tree"))
+
+
+@pytest.fixture
+def expected(tree) -> trees.Tree:
+    return tree[1]
+
+
+@pytest.fixture
+def dataset(tree):
+    return tree[1].reader(tree[0])
 
 
 @pytest.mark.parametrize("name", datasets.names())
@@ -45,7 +55,7 @@ def test_the_card_says_everything(name):
     assert card.summary.endswith(".")
     assert card.licence
     assert card.layout
-    assert set(card.views) <= {"image", "lights"}
+    assert set(card.views) <= {"image", "lights", "depth", "normals", "points"}
     assert "image" in card.views
     assert card.levels
     assert set(card.levels) <= {"structural", "semantic"}
@@ -63,17 +73,34 @@ def test_every_field_of_the_card_is_given_in_every_file():
         assert {k.arg for k in card.keywords} == fields
 
 
-def test_train_is_normal_and_test_has_both(dataset):
+def test_train_is_normal_and_test_has_what_was_written(dataset, expected):
     train, test = dataset.train(), dataset.test()
-    assert len(train) == 4
-    assert {s.label for s in train} == {0}
-    assert sum(s.label == 0 for s in test) == 2
-    assert sum(s.label == 1 for s in test) == 4
+    assert len(train) == expected.train
+    assert {s.label for s in train} <= {0}
+    assert sum(s.label == 0 for s in test) == expected.good
+    assert sum(s.label == 1 for s in test) == expected.bad
     assert all(s.mask is None for s in train)
-    assert all((s.mask is not None) == (s.label == 1) for s in test)
+    assert all((s.mask is not None) == (s.label == 1 and expected.masks) for s in test)
     assert all((s.defect == "good") == (s.label == 0) for s in (*train, *test))
-    assert "cloth" in dataset.categories
-    assert {s.category for s in (*train, *test)} == {"cloth"}
+    assert all(tuple(s.views) == expected.views for s in (*train, *test))
+    if expected.defects:
+        assert {s.defect for s in test} - {"good"} == expected.defects
+
+
+def test_categories_are_those_of_the_root(dataset, expected):
+    if expected.categories:
+        assert dataset.categories == expected.categories
+    for sample in (*dataset.train(), *dataset.test()):
+        assert sample.category.split("/")[0] in dataset.categories
+    assert all(s.category.startswith(expected.category) for s in dataset.test())
+
+
+def test_what_is_read_is_what_the_card_says(tree, expected):
+    card = datasets.card(tree[0])
+    assert card.masks == expected.masks
+    if card.categories and expected.categories:
+        known = {"mvtec"}  # reads any category of its layout
+        assert tree[0] in known or set(expected.categories) <= set(card.categories)
 
 
 def test_ids_are_relative_unique_and_in_order(dataset):
@@ -89,10 +116,10 @@ def test_ids_are_relative_unique_and_in_order(dataset):
         assert ".." not in PurePosixPath(i).parts
 
 
-def test_pictures_and_masks_have_one_size(dataset):
+def test_pictures_and_masks_have_one_size(dataset, expected):
     for sample in dataset.test():
         picture = sample.image()
-        assert picture.shape == (SIZE, SIZE, 3)
+        assert picture.shape == (*expected.size, 3)
         assert picture.dtype == np.uint8
         if sample.mask:
             mask = sample.mask.read()
@@ -100,6 +127,7 @@ def test_pictures_and_masks_have_one_size(dataset):
             assert mask.shape == picture.shape[:2]
             assert mask.any()
             assert not mask.all()
+            assert pickle.loads(pickle.dumps(sample.mask)).read().sum() == mask.sum()
 
 
 def test_views_can_be_pickled_and_know_their_file(dataset):
@@ -133,6 +161,28 @@ def test_all_readers_of_the_same_files_agree(root):
                 assert (a.mask is None) == (b.mask is None)
                 if a.mask and b.mask:
                     assert np.array_equal(a.mask.read(), b.mask.read())
+
+
+@pytest.mark.parametrize("name", datasets.names())
+def test_a_wrong_root_is_answered_with_what_is_there(name, tmp_path):
+    """One sentence that names the root; a folder with something else in it, and no folder at all."""
+    cls = datasets.reader(name)
+    fields = {f.name for f in dataclasses.fields(cls)}
+    if "root" not in fields:
+        pytest.skip("it is drawn")
+    card = datasets.card(name)
+    (tmp_path / "holiday").mkdir()
+    (tmp_path / "holiday" / "notes.txt").write_text("beach")
+    given = {"category": (*card.categories, "any")[0]} if "category" in fields else {}
+    for root in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(WrongInput) as caught:
+            cls(root=root, **given).test()
+        message = str(caught.value)
+        assert str(root) in message
+        assert message.endswith(".")
+        if name not in ("folder", "mvtec") and root == tmp_path:
+            assert "looked for" in message
+            assert "holiday" in message
 
 
 def test_a_misspelt_reader_gets_a_hint():

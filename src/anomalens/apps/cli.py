@@ -132,6 +132,18 @@ def evaluate(model: str, data: str, out: str | None, as_json: bool, **how: Any) 
     click.echo(json.dumps(figures) if as_json else tasks.figures_table(figures))
 
 
+@main.command()
+@click.argument("name")
+@click.argument("root", type=click.Path())
+@click.option("--decode", is_flag=True, help="Read every picture and mask completely, not only their headers.")
+@options("json")
+def data(name: str, root: str, decode: bool, as_json: bool) -> None:
+    """Check a local copy of a data set: counts, masks, unreadable files."""
+    from .data_check import report
+
+    click.echo(report(name, root, as_json, decode), nl=False)
+
+
 @main.command(name="list")
 @options("json")
 def list_(as_json: bool) -> None:

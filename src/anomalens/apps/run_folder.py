@@ -311,6 +311,8 @@ class RunFolder:
             for row in self.rows():
                 if not row["error"]:
                     row["verdict"] = verdicts.get(row["id"]) or row["verdict"] or "review"
+                if row["verdict"] == "pass":
+                    row["regions"] = []  # found before it was known that nothing stands out
                 public = {key: value for key, value in row.items() if key not in PRIVATE}
                 objects.write(json.dumps(public, allow_nan=False) + "\n")
                 regions = json.dumps(row["regions"], separators=(",", ":"))
@@ -318,7 +320,7 @@ class RunFolder:
                 sheet.writerow(
                     [cell(row["id"]), score, p_value, row["verdict"], len(row["regions"]), regions, cell(row["error"])]
                 )
-                brief.append({key: row[key] for key in ("id", "score", "p_value", "verdict", "error")})
+                brief.append({key: row[key] for key in ("id", "score", "p_value", "verdict", "error", "regions")})
         return brief
 
     def _with_details(self, brief: list[Row], chosen: list[Row]) -> list[Row]:

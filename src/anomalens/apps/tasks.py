@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,14 @@ from ..detector import Detector, create, setting_types
 from ..errors import Unreadable, WrongInput, unknown
 from ..files import write_atomic
 from ..parts.sizes import parse_bytes
-from ..types import Sample, Verdict
+from ..regions import find_regions
+from ..types import Prediction, Sample, Verdict
 from .progress import Watch, say
 from .report import Summary
 from .run_folder import RunFolder
 
 EXACT_PIXELS = 60_000_000  # pixels of maps that evaluate keeps for exact figures with intervals; 240 MB
+OWN_REGIONS = (5.0, 8.0)  # robust standard deviations above the median of a map: where a region ends, and must reach
 WITH_GOOD, WITHOUT_GOOD = "patchcore", "grnr"  # what inspect uses when no method is named
 
 
@@ -448,7 +451,9 @@ def _judge(
     pending = list(run.pending(samples))
     started = time.perf_counter()
     for prediction in detector.predict(watch(pending, "judging new pictures", len(pending))):
-        judged = calibration.judge(prediction, rate, min_area) if calibration else prediction
+        judged = (
+            calibration.judge(prediction, rate, min_area) if calibration else with_own_regions(prediction, min_area)
+        )
         sample = by_id[prediction.id]
         run.add(judged, path=_path(sample), label=sample.label)
     for name, why in watch.unreadable.items():
@@ -469,6 +474,14 @@ def _judge(
         summary["review"] = limit
     page = run.finish(summary, verdicts=verdicts)
     return conclusion(run, page, summary)
+
+
+def with_own_regions(prediction: Prediction, min_area: int) -> Prediction:
+    """Regions without good pictures: places far above the rest of the same map. They promise nothing."""
+    if prediction.map is None:
+        return prediction
+    low, high = (stands_out(prediction.map.ravel(), factor)[0] for factor in OWN_REGIONS)
+    return replace(prediction, regions=find_regions(prediction.map, low, high, min_area))
 
 
 def describe_run(

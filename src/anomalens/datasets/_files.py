@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from ..images import read_image, read_mask
 from ..types import View
 
 IGNORED = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin"}
+Box = tuple[int, int, int, int]
 _ORIENTATION = 0x0112  # EXIF tag; 5 to 8 swap width and height
 
 
@@ -40,9 +41,9 @@ def picture_view(path: Path, name: str = "image") -> View:
     return View(name, partial(read_image, path), str(path))
 
 
-def mask_view(masks: Sequence[Path], picture: Path) -> View:
-    """A mask kept in one file, or in several that are joined."""
-    return View("mask", partial(read_mask_like, tuple(masks), picture), str(masks[0]))
+def mask_view(masks: Sequence[Path], picture: Path, above: int = 0) -> View:
+    """A mask kept in one file, or in several that are joined; `above` as in `read_mask_like`."""
+    return View("mask", partial(read_mask_like, tuple(masks), picture, above), str(masks[0]))
 
 
 def mean_view(lights: Sequence[Path]) -> View:
@@ -50,17 +51,30 @@ def mean_view(lights: Sequence[Path]) -> View:
     return View("image", partial(read_mean, tuple(lights)))
 
 
-def read_mask_like(masks: Sequence[Path], picture: Path) -> np.ndarray:
+def crop_views(picture: Path, masks: Sequence[Path], box: Box) -> tuple[View, View | None]:
+    """A part of a picture, and the same part of its mask; box is (x0, y0, x1, y1), x1 and y1 exclusive."""
+    mask = View("mask", partial(read_crop, partial(read_mask_like, tuple(masks), picture), box)) if masks else None
+    return View("image", partial(read_crop, partial(read_image, picture), box)), mask
+
+
+def read_crop(read: Callable[[], np.ndarray], box: Box) -> np.ndarray:
+    x0, y0, x1, y1 = box
+    return np.ascontiguousarray(read()[y0:y1, x0:x1])
+
+
+def read_mask_like(masks: Sequence[Path], picture: Path, above: int = 0) -> np.ndarray:
     """The union (H, W) bool of mask files, which must have the size of the picture.
+
+    above: values over this are True. 0 is exact; 127 is for masks that a JPEG or a resize has blurred.
 
     Raises:
         WrongInput: another size; the sentence names both files.
         Unreadable: a file is missing or damaged.
     """
-    size = _size(picture)
+    size = picture_size(picture)
     total = np.zeros(size, bool)
     for path in masks:
-        mask = read_mask(path)
+        mask = read_mask(path) if above == 0 else read_image(path).max(axis=2) > above
         if mask.shape != size:
             raise WrongInput(
                 f"mask {path} has {mask.shape[1]} x {mask.shape[0]} pixels, its picture {picture} has "
@@ -84,7 +98,7 @@ def read_mean(lights: Sequence[Path]) -> np.ndarray:
     return np.rint(np.mean(pictures, axis=0)).astype(first.dtype)
 
 
-def _size(picture: Path) -> tuple[int, int]:
+def picture_size(picture: Path) -> tuple[int, int]:
     """(height, width) of a picture as it will be read, from its header alone where that can be understood."""
     try:
         with Image.open(picture) as image:

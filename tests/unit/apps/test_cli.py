@@ -150,6 +150,7 @@ def test_without_good_pictures_a_zero_shot_method_is_used_and_named(parts, tmp_p
     found = rows(tmp_path / "out")
     assert {r["p_value"] for r in found} == {None}
     assert {r["verdict"] for r in found} <= {"pass", "review"}
+    assert all(r["regions"] == [] for r in found if r["verdict"] == "pass")
 
 
 def test_evaluate(model, parts, tmp_path):
@@ -204,6 +205,14 @@ def test_list_and_show_name_everything():
     for name in (*al.names(), "tiny", "timm"):
         assert len(run("show", name).stdout) > 200
     assert "did you mean 'patchcore'" in refused("show", "patchcor")
+
+
+def test_data_checks_a_local_copy(parts):
+    counts = next(line for line in run("data", "mvtec", parts.parent).stdout.splitlines() if line.startswith("cloth"))
+    assert counts.split()[1:5] == ["14", "5", "5", "5"]  # train, good, bad, masks
+    assert json.loads(run("data", "mvtec", parts.parent, "--json", "--decode").stdout)
+    assert "split_csv" in refused("data", "visa", parts)
+    assert "did you mean" in refused("data", "mvtecc", parts)
 
 
 def test_region_of_interest(parts, model, tmp_path):
