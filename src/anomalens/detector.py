@@ -37,6 +37,10 @@ class Detector:
         """One prediction per sample, in order, while reading only a batch ahead."""
         raise TypeError(f"{type(self).__name__} does not say how it predicts")
 
+    def state(self) -> str:
+        """What it has learnt, in one sentence for people; empty where there is nothing to tell."""
+        return " ".join(v.state() for v in self.settings().values() if isinstance(v, Detector)).strip()
+
     @property
     def method(self) -> str:
         """Name in the registry: the name of the file."""

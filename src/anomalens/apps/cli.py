@@ -109,6 +109,18 @@ def fit(good: str, out: str, as_json: bool, **how: Any) -> None:
 
 @main.command()
 @click.argument("model", type=click.Path())
+@click.argument("good", type=click.Path())
+@options("json")
+def add(model: str, good: str, as_json: bool) -> None:
+    """Extend a saved detector by more good pictures, without fitting again."""
+    from . import tasks
+
+    summary = tasks.add(model, good, quiet=as_json)
+    click.echo(json.dumps(summary) if as_json else summary["words"])
+
+
+@main.command()
+@click.argument("model", type=click.Path())
 @click.argument("new", type=click.Path())
 @click.option("--out", type=click.Path(), default="anomalens-report", show_default=True, help="Folder of the report.")
 @options("rate", "min_area", "device", "maps", "fail_on", "json")

@@ -78,6 +78,8 @@ def inspect(
                 words.append(left_out(watch.unreadable))
                 say(words[-1], quiet)
             store.save(detector, kept)
+        if detector.state():
+            words.append(detector.state())
         if learn and save_model:
             store.save(detector, save_model)
         return _judge(run, detector, fresh, watch, rate, min_area, words=[choice, *words], quiet=quiet, seed=seed)
@@ -103,9 +105,32 @@ def fit(
     ]
     if watch.unreadable:
         words.append(left_out(watch.unreadable))
-    words.append(calibration.promise())
+    words += [s for s in (detector.state(), calibration.promise()) if s]
     return {"words": "\n".join(words), "model": out, "method": detector.method, "good": calibration.count,
             "smallest_rate": calibration.smallest_rate, "unreadable": watch.unreadable}  # fmt: skip
+
+
+def add(model: str, good: str, *, quiet: bool = False) -> dict[str, Any]:
+    """Extend a saved detector by more good pictures without fitting again; the calibrated threshold stays."""
+    watch = Watch(quiet)
+    detector = store.load(model)
+    extend = getattr(detector, "add", None)
+    if extend is None:
+        able = [
+            n for n in registry.names() if hasattr(registry.registry.module("detectors", "detector", n).DETECTOR, "add")
+        ]
+        raise WrongInput(
+            f"{detector.method} cannot be extended, {' and '.join(able)} can; fit again with all good pictures."
+        )
+    folder = Folder(good)
+    say(folder.describe(), quiet)
+    normal = [s for s in folder.train() if s.label != 1]
+    extend(watch(normal, "learning from more good pictures", len(normal)))
+    store.save(detector, model)
+    words = [f"{model} learned from {len(normal) - len(watch.unreadable)} more good pictures.", detector.state()]
+    if watch.unreadable:
+        words.append(left_out(watch.unreadable))
+    return {"words": "\n".join(words), "model": model, "unreadable": watch.unreadable}
 
 
 def predict(

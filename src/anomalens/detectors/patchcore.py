@@ -150,6 +150,14 @@ class PatchCore(Detector):
             self.patches_seen += len(rows)
         return self
 
+    def state(self) -> str:
+        if not self.fitted:
+            return ""
+        return (
+            f"The memory holds {len(self.bank)} of {self.patches_seen} patches; every patch seen lies within "
+            f"{self.radius:.3g} (feature distance) of one of them."
+        )
+
     def predict(self, samples: Iterable[Sample]) -> Iterator[Prediction]:
         self.require_fit()
         net = network(self)

@@ -215,6 +215,27 @@ def test_data_checks_a_local_copy(parts):
     assert "did you mean" in refused("data", "mvtecc", parts)
 
 
+def test_add_extends_a_saved_detector(parts, tmp_path):
+    good = parts / "train" / "good"
+    few = tmp_path / "few"
+    few.mkdir()
+    for path in sorted(good.iterdir())[:4]:
+        (few / path.name).write_bytes(path.read_bytes())
+    run("fit", few, "--out", tmp_path / "m", *SMALL)
+    before = al.load(tmp_path / "m")
+    said = run("add", tmp_path / "m", good).stdout
+    after = al.load(tmp_path / "m")
+    assert "14 more good pictures" in said
+    assert len(after.bank) > len(before.bank)
+    assert np.array_equal(after.calibration.scores, before.calibration.scores)
+    run("fit", few, "--out", tmp_path / "p", "--method", "padim", *SMALL)
+    assert "patchcore can" in refused("add", tmp_path / "p", good)
+
+
+def test_a_place_that_cannot_be_written_is_named(model, parts):
+    assert "cannot be written" in refused("predict", model, parts / "test", "--out", "/proc/anomalens/out")
+
+
 def test_region_of_interest(parts, model, tmp_path):
     mask = np.zeros((64, 64), np.uint8)
     mask[:32] = 255

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -43,7 +44,7 @@ def test_tiles_cover_everything_and_share_the_overlap(length, side, overlap):
         assert 0 <= a <= max(0, length - side)
         covered[a : a + side] += 1
     assert covered.min() >= 1
-    for a, b in zip(first, first[1:], strict=False):
+    for a, b in pairwise(first):
         assert a + side - b >= overlap
 
 
