@@ -81,9 +81,9 @@ class Calibration:
         return wanted
 
     def verdict(self, p_value: float, rate: float) -> Verdict:
-        """reject at p <= rate, review at p <= REVIEW * rate, else pass."""
+        """reject at p <= rate, review at p <= review_rate(rate), else pass."""
         slack = 1e-12
-        return "reject" if p_value <= rate + slack else "review" if p_value <= REVIEW * rate + slack else "pass"
+        return "reject" if p_value <= rate + slack else "review" if p_value <= review_rate(rate) + slack else "pass"
 
     def pixel_thresholds(self, rate: float) -> tuple[float, float] | None:
         """(low, high) map values for regions, or None without maps.
@@ -212,6 +212,11 @@ def fit_calibrated(
         detector.fit(track(samples, "learning from good pictures", n))
         detector.calibration = _collect(scored, "cross-fitted")
     return detector
+
+
+def review_rate(rate: float) -> float:
+    """Upper end of the review zone: REVIEW times the rate, but never more than half of the good pictures."""
+    return max(rate, min(REVIEW * rate, 0.5))
 
 
 def stands_out(scores: Sequence[float] | np.ndarray, factor: float = 3.5) -> tuple[float, np.ndarray]:

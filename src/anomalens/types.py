@@ -18,8 +18,8 @@ Verdict = Literal["pass", "review", "reject"]
 class View:
     """One picture of a sample, read only when asked for.
 
-    read: returns (H, W, 3) uint8 or uint16 for pictures, (H, W) bool for masks. It must be picklable for worker
-        processes (use functools.partial, not a lambda) where `path` is set.
+    read: returns (H, W, 3) uint8 or uint16 for pictures; (H, W) bool for masks, or uint8 where 1 is anomalous and 255
+        is ignored. It must be picklable for worker processes (use functools.partial, not a lambda) where `path` is set.
     path: the file behind it, when there is one.
     """
 

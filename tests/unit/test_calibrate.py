@@ -108,6 +108,8 @@ def test_the_review_zone_reaches_from_a_to_five_a():
     c = calibration(np.arange(99.0))
     verdicts = [c.verdict(p, 0.01) for p in (0.01, 0.011, 0.05, 0.051)]
     assert verdicts == ["reject", "review", "review", "pass"]
+    few = calibration(np.arange(4.0))  # promises 20 % at best; five times that would be everything
+    assert [few.verdict(p, 0.2) for p in (0.2, 0.4, 0.6, 1.0)] == ["reject", "review", "pass", "pass"]
 
 
 def test_the_range_of_the_actual_rate_is_that_of_a_beta():

@@ -18,7 +18,7 @@ import numpy as np
 from .. import detector as registry
 from .. import store
 from ..backbones import card as backbone_card
-from ..calibrate import REVIEW, Calibration, fit_calibrated, percent, stands_out
+from ..calibrate import Calibration, fit_calibrated, percent, review_rate, stands_out
 from ..datasets.folder import Folder
 from ..detector import Detector, create, setting_types
 from ..errors import Unreadable, WrongInput, unknown
@@ -532,7 +532,7 @@ def describe_run(
     summary["sentences"] = calibration.sentences(rate)
     summary["good_scores"] = [float(s) for s in calibration.scores]
     summary["reject"] = _finite(calibration.threshold(used))
-    summary["review"] = _finite(calibration.threshold(min(1.0, REVIEW * used)))
+    summary["review"] = _finite(calibration.threshold(review_rate(used)))
     summary["pixel_threshold"] = _finite(limits[1]) if limits else None
     return summary
 
