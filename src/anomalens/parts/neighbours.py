@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, TypeVar
 
@@ -30,21 +29,6 @@ BLOCK = 512  # rows and columns of one product: 1 MiB of float32
 DEVICE_BLOCK = 8192  # the same on an accelerator, and queries that visit the cells together
 SMALL = 512  # banks below this are always searched exactly
 CLOSE = 0.05  # below this share of |x|^2 + |y|^2 a squared distance is ranked in float64
-VERIFY = 4  # patches per picture and round that `largest` verifies
-
-
-@dataclass(frozen=True)
-class Largest:
-    """Of B pictures with P patches each: nearest distances, the largest of each picture exact.
-
-    scores: (B,) float32, the largest nearest distance of each picture, exact. patches: (B,) where it is.
-    distances: (B, P) float32, never below the true nearest distance. indices: (B, P) bank row of each distance.
-    """
-
-    scores: np.ndarray
-    patches: np.ndarray
-    distances: Array
-    indices: Array
 
 
 class Sketch:
@@ -124,42 +108,6 @@ class Bank:
         return _joined(
             over_cores(lambda part: self._exact(part, k) if cells is None else self._pruned(part, cells), queries)
         )
-
-    @one_blas_thread()
-    def largest(self, queries: Array, images: int) -> Largest:
-        """Nearest distances of the patches of `images` pictures, with the largest of each picture exact.
-
-        In mode "pruned" every distance is an upper bound of the true one. The patch with the largest bound is measured
-        exactly until no unmeasured patch of its picture has a larger bound; measured distances replace the bounds.
-
-        Args:
-            queries: (images * P, D), picture by picture.
-
-        Raises:
-            WrongInput: the number of queries is not a multiple of `images`.
-        """
-        queries = self._check(queries)
-        if images < 1 or queries.shape[0] % images:
-            raise WrongInput(f"largest got {queries.shape[0]} queries for {images} pictures; give P rows per picture.")
-        distances, indices = self.nearest(queries)
-        xp = array_namespace(queries)
-        bounds = np.array(to_numpy(distances)).reshape(images, -1)  # a copy: it is updated
-        measured = np.full(bounds.shape, self.cells is None)
-        picture = np.arange(images)
-        while True:
-            top = bounds.argmax(axis=1)
-            open_ = np.flatnonzero(~measured[picture, top])
-            if not len(open_):
-                break
-            waiting = np.where(measured[open_], -1, bounds[open_])
-            patch = np.argsort(-waiting, axis=1, kind="stable")[:, :VERIFY]
-            flat = (open_[:, None] * bounds.shape[1] + patch).reshape(-1)
-            where = xp.asarray(flat, device=device(queries))
-            exact, row = self._exact(queries[where], 1)
-            distances[where], indices[where] = exact, row
-            bounds.flat[flat] = to_numpy(exact)[:, 0]
-            measured.flat[flat] = True
-        return Largest(bounds.max(axis=1), top, distances.reshape(images, -1), indices.reshape(images, -1))
 
     def _exact(self, queries: Array, k: int) -> tuple[Array, Array]:
         xp = array_namespace(queries)

@@ -64,25 +64,20 @@ def test_pruned_distances_are_true_distances_never_below_the_nearest():
     np.testing.assert_array_equal(search.nearest(queries, 2)[1], brute(queries, bank, 2)[1])
 
 
-@pytest.mark.parametrize("share", [0.02, 0.3])
-def test_the_largest_distance_of_every_picture_is_exact(share):
-    bank, queries = mixture(3000, 40), mixture(6 * 90, 40, seed=1)
-    found = Bank(bank, "pruned", components=4, share=share).largest(queries, 6)
-    wanted, order = (x.reshape(6, 90) for x in brute(queries, bank))
-    np.testing.assert_allclose(found.scores, wanted.max(axis=1), rtol=1e-6)
-    np.testing.assert_array_equal(found.patches, wanted.argmax(axis=1))
-    np.testing.assert_array_equal(found.distances.max(axis=1), found.scores)
-    picture = np.arange(6)
-    np.testing.assert_array_equal(found.indices[picture, found.patches], order[picture, found.patches])
-    assert (found.distances >= wanted * (1 - 1e-6)).all()
-    assert (found.distances > wanted * 1.001).any()  # pruning did leave some bounds
-
-
-def test_an_exact_bank_gives_exact_patches():
+def test_small_banks_are_searched_exactly_in_every_mode():
     bank, queries = mixture(300, 6), mixture(20, 6, seed=2)
-    found = Bank(bank).largest(queries, 4)
-    np.testing.assert_allclose(found.distances, brute(queries, bank)[0].reshape(4, 5), rtol=1e-6)
-    assert Bank(bank, "pruned").mode == "exact"  # too small to gain
+    search = Bank(bank, "pruned")
+    assert search.mode == "exact"  # too small to gain
+    np.testing.assert_allclose(search.nearest(queries)[0], brute(queries, bank)[0], rtol=1e-6)
+
+
+def test_many_queries_are_shared_between_cores(monkeypatch):
+    bank, queries = mixture(900, 12), mixture(2500, 12, seed=3)
+    alone = Bank(bank, "pruned").nearest(queries)
+    monkeypatch.setattr(neighbours, "cores", lambda: 3)
+    together = Bank(bank, "pruned").nearest(queries)
+    np.testing.assert_allclose(together[0], alone[0], rtol=1e-6)
+    np.testing.assert_array_equal(together[1], alone[1])
 
 
 @pytest.mark.parametrize("mode", ["exact", "pruned"])
@@ -95,9 +90,6 @@ def test_tensors_give_the_same_answers(mode):
         distances, rows = there.nearest(torch.from_numpy(queries), k)
         np.testing.assert_allclose(distances.numpy(), here.nearest(queries, k)[0], rtol=1e-6)
         np.testing.assert_array_equal(rows.numpy(), here.nearest(queries, k)[1])
-    found, wanted = there.largest(torch.from_numpy(queries), 3), here.largest(queries, 3)
-    np.testing.assert_allclose(found.scores, wanted.scores, rtol=1e-6)
-    np.testing.assert_allclose(found.distances.numpy(), wanted.distances, rtol=1e-6)
 
 
 def test_the_result_of_a_query_does_not_depend_on_its_batch(monkeypatch):
@@ -133,7 +125,6 @@ def test_wrong_input_is_refused():
         lambda: Bank(bank).nearest(np.zeros((1, 3))),
         lambda: Bank(bank).nearest(np.zeros((0, 2))),
         lambda: Bank(bank).nearest(np.full((1, 2), np.nan)),
-        lambda: Bank(bank).largest(np.zeros((3, 2)), 2),
         lambda: embed([]),
         lambda: embed([np.zeros((1, 2, 4, 4)), np.zeros((2, 2, 4, 4))]),
     ):
