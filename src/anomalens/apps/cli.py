@@ -41,7 +41,7 @@ def options(*names: str) -> Callable[[Any], Any]:
     """Options that several commands share, declared once."""
     known = {
         "method": click.option("--method", metavar="NAME", help="Detector; `anomalens list` shows all."),
-        "backbone": click.option("--backbone", metavar="NAME", help="tiny, timm:NAME or timm:NAME@FILE.safetensors."),
+        "backbone": click.option("--backbone", metavar="NAME", help="tiny, tiny:int8, timm:NAME or timm:NAME@FILE."),
         "rate": click.option("--false-alarm-rate", "rate", type=float, metavar="A",
                              help="Share of good pictures that may be rejected [default: 0.01, or the lowest promised]."),
         "roi": click.option("--roi", type=click.Path(), metavar="MASK",

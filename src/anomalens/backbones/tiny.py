@@ -30,8 +30,10 @@ CARD = BackboneCard(
     source="scripts/train_tiny.py: trained on pictures that the script draws itself, no photographs",
     mean=(0.485, 0.456, 0.406),
     std=(0.229, 0.224, 0.225),
-    limits="Knows textures, edges and shapes, not the names of things: weaker than its teacher on subtle or semantic "
-    "anomalies (grey texture, medical pictures).",
+    limits="Knows textures, edges and shapes, not the names of things; saw no photograph. Under PatchCore as good as its "
+    "teacher on average of 19 categories (image AUROC 0.938 and 0.936), worse at faint specks and colours in busy texture "
+    "(cookie contamination 0.82 and 0.95, tiles colour 0.57 and 0.67) and at fine gaps (board open 0.79 and 0.87); brain "
+    "MRI 0.84 and 0.78, too poor for medical use. tiny:int8 has 0.937. Measured by scripts/evaluate_tiny.py.",
     file="assets/tiny.onnx",
     sha256="912a6a621459783bd97ccb5511328e10801dbed5435ec3b67862a9b44ce2c916",
     bytes=3_880_294,
@@ -40,10 +42,10 @@ CARD = BackboneCard(
 INT8_CARD = replace(
     CARD,
     title="tiny:int8",
-    summary="tiny with 7-bit weights per channel and 8-bit activations, its ranges taken from drawn pictures; CPU only.",
+    summary="tiny with 7-bit weights and 8-bit activations, ranges taken from drawn pictures; for the CPU only.",
     file="assets/tiny-int8.onnx",
-    sha256="",
-    bytes=0,
+    sha256="f760af071094c3d91d68fcde304b8811108a096afd2d4e69b4e25feabd78be30",
+    bytes=1_087_307,
 )
 
 ASSET = Path(__file__).parent / CARD.file

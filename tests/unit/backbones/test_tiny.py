@@ -7,13 +7,17 @@ import hashlib
 import importlib.util
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import anomalens as al
 from anomalens import backbones
 from anomalens.backbones import tiny
+from anomalens.backbones._onnx import OnnxNetwork
+from anomalens.datasets.procedural import Procedural
 from anomalens.errors import MissingExtra, MissingWeights, UnknownName, WrongInput
 
 REPOSITORY = Path(__file__).parents[3]
@@ -30,14 +34,30 @@ def images():
     return np.random.default_rng(0).random((8, 3, 64, 96), dtype=np.float32)
 
 
-def test_card_is_that_of_the_shipped_file():
-    data = tiny.ASSET.read_bytes()
-    card = backbones.card("tiny")
-    assert card == tiny.CARD
-    assert card.sha256 == hashlib.sha256(data).hexdigest() == get().fingerprint
+def int8(**choices):
+    return backbones.get("tiny:int8", **{"device": "cpu", "threads": 1, **choices})
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """(8, 3, 128, 128): four good surfaces and four with a defect."""
+    chosen = [s for c in ("cloth", "metal") for s in Procedural(c, size=128, good_count=2, bad_count=2).test()]
+    return np.stack([np.float32(s.image()) / 255 for s in chosen]).transpose(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "card", "asset"),
+    [("tiny", tiny.CARD, tiny.ASSET), ("tiny:int8", tiny.INT8_CARD, tiny.INT8_ASSET)],
+)
+def test_card_is_that_of_the_shipped_file(name, card, asset):
+    data = asset.read_bytes()
+    assert asset.name == Path(card.file).name
+    assert card.sha256 == hashlib.sha256(data).hexdigest() == backbones.get(name, device="cpu").fingerprint
     assert card.bytes == len(data)
+    assert card.title == name
     assert "Apache-2.0" in card.licence
     assert "BSD-3-Clause" in card.licence
+    assert backbones.card("tiny") == tiny.CARD
 
 
 def test_assets_stay_small():
@@ -66,19 +86,35 @@ def test_weights_are_read_as_the_onnx_package_reads_them():
 
 
 @pytest.mark.parametrize("strides", [(4,), (8,), (16,), (4, 8), (8, 16), (4, 16), (4, 8, 16), (16, 8)])
-@pytest.mark.parametrize("engine", ["onnx", "torch"])
+@pytest.mark.parametrize("engine", ["onnx", "torch", "int8"])
 def test_strides_in_any_choice_come_finest_first(engine, strides, images):
     if engine == "torch":
         pytest.importorskip("torch", reason="the torch engine")
-    backbone = get(strides=strides, engine=engine)
+    make = int8 if engine == "int8" else partial(get, engine=engine)
+    backbone = make(strides=strides)
     maps = backbone(images[:2])
     assert backbone.strides == tuple(sorted(strides))
     assert [m.shape for m in maps] == [
         (2, c, 64 // s, 96 // s) for s, c in zip(backbone.strides, backbone.channels, strict=True)
     ]
-    everything = dict(zip((4, 8, 16), get(strides=(4, 8, 16))(images[:2]), strict=True))
+    everything = dict(zip((4, 8, 16), make(strides=(4, 8, 16))(images[:2]), strict=True))
     for stride, m in zip(backbone.strides, maps, strict=True):
-        np.testing.assert_allclose(np.asarray(m), everything[stride], atol=1e-4)
+        np.testing.assert_allclose(np.asarray(m), np.asarray(everything[stride]), atol=1e-4)
+
+
+@pytest.mark.parametrize("asset", [tiny.ASSET, tiny.INT8_ASSET])
+def test_what_no_output_needs_is_left_out(asset):
+    onnx = pytest.importorskip("onnx", reason="compares with the onnx package")
+    for outputs in (("stride4",), ("stride4", "stride16"), ("stride4", "stride8", "stride16")):
+        found = onnx.load_from_string(tiny.select_outputs(asset.read_bytes(), outputs))
+        whole = onnx.load(asset)
+        expected = onnx.utils.Extractor(whole).extract_model(["images"], list(outputs))
+        assert [o.name for o in found.graph.output] == list(outputs)
+        assert [n.output[0] for n in found.graph.node] == [n.output[0] for n in expected.graph.node]
+        assert {t.name for t in found.graph.initializer} == {t.name for t in expected.graph.initializer}
+        assert found.opset_import == whole.opset_import
+        onnx.checker.check_model(found)
+    assert found.graph.node == whole.graph.node
 
 
 @pytest.mark.parametrize("size", [(16, 16), (48, 80), (256, 256)])
@@ -111,8 +147,9 @@ def test_onnx_takes_tensors_too(images):
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_batch_equals_its_pictures_bit_for_bit(images):
-    backbone = get(strides=(4, 8, 16))
+@pytest.mark.parametrize("make", [get, int8])
+def test_a_batch_equals_its_pictures_bit_for_bit(make, images):
+    backbone = make(strides=(4, 8, 16))
     together = backbone(images)
     for again, first in zip(backbone(images), together, strict=True):
         np.testing.assert_array_equal(again, first)
@@ -128,6 +165,38 @@ def test_normalisation_and_direction_matter():
     fine = get()(x)[0]
     assert np.abs(fine - get()(x[:, ::-1])[0]).max() > 0.1
     assert np.abs(fine - get()(x * 255)[0]).max() > 1
+
+
+def test_int8_stays_close_to_float32(drawn):
+    network = int8(strides=(4, 8, 16))
+    assert (network.name, network.engine, network.device) == ("tiny:int8", "onnx-int8", "cpu")
+    for a, b in zip(get(strides=(4, 8, 16))(drawn), network(drawn), strict=True):
+        cosine = (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
+        assert cosine.mean() > 0.98
+        centre = a.mean((0, 2, 3), keepdims=True)  # the mean vector is long and would hide a poor network
+        assert np.square(a - b).sum() < 0.05 * np.square(a - centre).sum()
+
+
+def test_int8_weights_cannot_saturate_a_cpu_without_vnni():
+    """There a pair of products uint8 * int8 is added in 16 bits: 2 * 255 * 64 is the most that fits."""
+    onnx = pytest.importorskip("onnx", reason="reads int8 arrays")
+    arrays = [onnx.numpy_helper.to_array(t) for t in onnx.load(tiny.INT8_ASSET).graph.initializer]
+    weights = [a for a in arrays if a.dtype == np.int8 and a.ndim == 4]
+    assert len(weights) == sum(not name.startswith("stride") for name in tiny.LAYERS)
+    assert all(np.abs(w.astype(int)).max() <= 64 for w in weights)
+
+
+def test_patchcore_runs_on_int8_and_knows_it_when_loaded(tmp_path):
+    cloth = Procedural("cloth", size=64, train_count=4, good_count=2, bad_count=2)
+    detector = al.create("patchcore", backbone="tiny:int8", image_size=64, threads=1).fit(cloth.train())
+    al.save(detector, tmp_path / "model")
+    again = al.load(tmp_path / "model")
+    for a, b in zip(detector.predict(cloth.test()), again.predict(cloth.test()), strict=True):
+        assert a.score == b.score
+    again = al.load(tmp_path / "model")
+    again.backbone = "tiny"
+    with pytest.raises(WrongInput, match="other weights"):
+        list(again.predict(cloth.test()))
 
 
 def test_a_spot_changes_features_where_it_is(images):
@@ -147,7 +216,11 @@ def test_a_spot_changes_features_where_it_is(images):
         ("tiny", {"strides": (8, 32)}, r"\(4, 8, 16\)"),
         ("tiny", {"strides": ()}, "strides"),
         ("tiny", {"strides": (8, 8)}, "each once"),
-        ("tiny", {"engine": "onnx-int8"}, "int8"),
+        ("tiny", {"engine": "onnx-int8"}, "'tiny:int8'"),
+        ("tiny:int8", {"engine": "onnx-int8"}, "engine 'auto'"),
+        ("tiny:int8", {"engine": "torch"}, "ONNX Runtime on the CPU"),
+        ("tiny:int8", {"device": "cuda"}, "ONNX Runtime on the CPU"),
+        ("tiny:int8", {"strides": (2,)}, "tiny:int8 got strides"),
         ("tiny", {"engine": "tensorrt"}, "tensorrt"),
         ("tiny", {"device": "tpu"}, "tpu"),
     ],
@@ -185,6 +258,9 @@ def test_missing_file_and_missing_torch_say_what_to_install(monkeypatch, tmp_pat
     monkeypatch.setattr(tiny, "ASSET", tmp_path / "tiny.onnx")
     with pytest.raises(MissingWeights, match=r"tiny\.onnx"):
         get()
+    monkeypatch.setattr(tiny, "INT8_ASSET", tmp_path / "tiny-int8.onnx")
+    with pytest.raises(MissingWeights, match=r"tiny-int8\.onnx"):
+        int8()
 
 
 def test_auto_on_the_cpu_loads_no_torch():
@@ -230,6 +306,14 @@ def test_training_lowers_the_loss_and_exports(trained):
     assert (trained / "curves.png").stat().st_size > 500
     ours, shipped = (tiny.read_initializers(f.read_bytes()) for f in (trained / "tiny.onnx", tiny.ASSET))
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in shipped.items()}
+
+
+def test_training_also_writes_an_int8_version(trained, drawn):
+    names = ("stride8", "stride16")
+    ours, exact = (OnnxNetwork(trained / file, names, threads=1)(drawn) for file in ("tiny-int8.onnx", "tiny.onnx"))
+    for a, b in zip(exact, ours, strict=True):
+        assert not np.array_equal(a, b)
+        assert np.square(a - b).sum() < 0.1 * np.square(a - a.mean((0, 2, 3), keepdims=True)).sum()
 
 
 def test_an_interrupted_training_ends_the_same(trained, tmp_path):
