@@ -146,7 +146,8 @@ def gaussians(total: Any, products: Any, n: int, ridge: float) -> tuple[np.ndarr
     covariance = (products - n * mean[:, :, None] * mean[:, None, :]) / (n - 1)
     covariance += ridge * np.eye(mean.shape[1])
     whiten = np.linalg.cholesky(np.linalg.inv(covariance))
-    return mean.astype(np.float32), whiten.astype(np.float32)
+    # In the layout that loading gives: sums over another layout round otherwise.
+    return mean.astype(np.float32, order="C"), whiten.astype(np.float32, order="C")
 
 
 DETECTOR = PaDiM
