@@ -91,7 +91,7 @@ def create(name: str, **settings: Any) -> Detector:
         UnknownName: no such detector or setting; the message names the nearest ones.
         WrongInput: a setting of the wrong type.
     """
-    cls: type[Detector] = registry.module("detectors", "detector", name).DETECTOR
+    cls = class_of(name)
     hints = setting_types(cls)
     for key, value in settings.items():
         if key not in hints:
@@ -99,6 +99,11 @@ def create(name: str, **settings: Any) -> Detector:
         if not _fits(value, hints[key]):
             raise WrongInput(f"{name} setting {key}={value!r} is not of type {_spell(hints[key])}.")
     return cls(**settings)
+
+
+def class_of(name: str) -> type[Detector]:
+    """The class behind a name; its fields are its settings."""
+    return registry.module("detectors", "detector", name).DETECTOR
 
 
 def setting_types(cls: type) -> dict[str, Any]:

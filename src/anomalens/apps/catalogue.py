@@ -7,9 +7,9 @@ import json
 import textwrap
 from typing import Any
 
-from ..detector import card, names, setting_types
+from ..detector import card, class_of, names, setting_types
 from ..errors import unknown
-from ..registry import literal_card, module, stems
+from ..registry import literal_card, stems
 from ..types import BackboneCard, Card
 
 WIDTH = 100
@@ -81,10 +81,10 @@ def _wanted(described: Card) -> str:
 
 
 def _settings(name: str) -> dict[str, tuple[str, str]]:
-    cls = module("detectors", "detector", name).DETECTOR
+    cls = class_of(name)
     hints = setting_types(cls)
     out = {}
-    for field in dataclasses.fields(cls):
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         kind = str(hints[field.name]).replace("typing.", "").replace("anomalens.detector.", "")
         if isinstance(hints[field.name], type) and not kind.startswith("tuple["):
             kind = hints[field.name].__name__

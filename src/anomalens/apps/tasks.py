@@ -8,7 +8,6 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from ..errors import Unreadable, WrongInput, unknown
 from ..files import write_atomic
 from ..parts.sizes import parse_bytes
 from ..regions import find_regions
+from ..registry import resolve
 from ..types import Prediction, Sample, Verdict
 from .progress import Watch, say
 from .report import Summary
@@ -61,13 +61,12 @@ def inspect(
     say(choice, quiet)
     for line in words:
         say(line, quiet)
-    normal = [s for s in learn.train() if s.label != 1] if learn else []
+    normal = good_ones(learn) if learn else []
     if learn:
         enough(normal, detector, str(good))
     _check_rate(rate)
     plan = plan_of(detector, new, good, normal, rate=rate, min_area=min_area, maps=maps, seed=seed)
-    with ExitStack() as stack:
-        run = stack.enter_context(RunFolder(out, plan))
+    with RunFolder(out, plan) as run:
         say(run.message, quiet or not run.message)
         kept = run.scratch / "model"
         if learn and kept.exists():
@@ -82,7 +81,7 @@ def inspect(
             words.append(detector.state())
         if learn and save_model:
             store.save(detector, save_model)
-        return _judge(run, detector, fresh, watch, rate, min_area, words=[choice, *words], quiet=quiet, seed=seed)
+        return _judge(run, detector, fresh, rate, min_area, words=[choice, *words], quiet=quiet, seed=seed)
 
 
 def fit(
@@ -94,7 +93,7 @@ def fit(
     detector, choice = choose(method, True, seed=seed, **how)
     say(choice, quiet)
     say(folder.describe(), quiet)
-    normal = [s for s in folder.train() if s.label != 1]
+    normal = good_ones(folder)
     enough(normal, detector, good)
     fit_calibrated(detector, normal, seed=seed, track=watch)
     store.save(detector, out)
@@ -116,15 +115,13 @@ def add(model: str, good: str, *, quiet: bool = False) -> dict[str, Any]:
     detector = store.load(model)
     extend = getattr(detector, "add", None)
     if extend is None:
-        able = [
-            n for n in registry.names() if hasattr(registry.registry.module("detectors", "detector", n).DETECTOR, "add")
-        ]
+        able = [n for n in registry.names() if hasattr(registry.class_of(n), "add")]
         raise WrongInput(
             f"{detector.method} cannot be extended, {' and '.join(able)} can; fit again with all good pictures."
         )
     folder = Folder(good)
     say(folder.describe(), quiet)
-    normal = [s for s in folder.train() if s.label != 1]
+    normal = good_ones(folder)
     extend(watch(normal, "learning from more good pictures", len(normal)))
     store.save(detector, model)
     words = [f"{model} learned from {len(normal) - len(watch.unreadable)} more good pictures.", detector.state()]
@@ -145,7 +142,6 @@ def predict(
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Judge `new` with a saved detector and write the report to `out`."""
-    watch = Watch(quiet)
     detector = load(model, device)
     pictures = Folder(new)
     fresh = pictures.samples()
@@ -155,7 +151,7 @@ def predict(
     plan = plan_of(detector, new, None, [], rate=rate, min_area=min_area, maps=maps, seed=0)
     with RunFolder(out, plan) as run:
         say(run.message, quiet or not run.message)
-        return _judge(run, detector, fresh, watch, rate, min_area, words=words, quiet=quiet)
+        return _judge(run, detector, fresh, rate, min_area, words=words, quiet=quiet)
 
 
 def evaluate(
@@ -182,6 +178,7 @@ def evaluate(
     masked = any(s.mask is not None for s in test)
     scored: list[tuple[float, int]] = []
     pairs: list[tuple[np.ndarray, np.ndarray | None]] = []
+    kept = 0  # pixels in pairs
     stream: metrics.PixelAccumulator | None = None
     for prediction in detector.predict(watch(test, "judging labelled pictures", len(test))):
         sample = by_id[prediction.id]
@@ -189,7 +186,8 @@ def evaluate(
         if not masked or prediction.map is None or (sample.label and sample.mask is None):
             continue
         pairs.append((prediction.map, sample.mask.read() if sample.mask is not None else None))
-        if stream is None and sum(values.size for values, _ in pairs) > EXACT_PIXELS:
+        kept += prediction.map.size
+        if stream is None and kept > EXACT_PIXELS:
             stream = metrics.PixelAccumulator()
         if stream is not None:
             for values, mask in pairs:
@@ -211,8 +209,9 @@ def evaluate(
         "unreadable": watch.unreadable, "seed": seed, "figures": {name: _figure(m) for name, m in figures.items()},
     }  # fmt: skip
     if detector.calibration is not None:
-        used = detector.calibration.rate(rate)
-        rejected = np.array([detector.calibration.p_value(s) <= used + 1e-12 for s in scores])
+        calibration = detector.calibration
+        used = calibration.rate(rate)
+        rejected = np.array([calibration.verdict(calibration.p_value(s), used) == "reject" for s in scores])
         result["at_threshold"] = {
             "false_alarm_rate": used,
             "good_rejected": int(rejected[~labels].sum()), "good": int((~labels).sum()),
@@ -279,7 +278,7 @@ def choose(
     """The detector to use, wrapped for tiles and region of interest where asked for, and a sentence that says why."""
     if method:
         name, why = (
-            registry.registry.resolve("detectors", "detector", method),
+            resolve("detectors", "detector", method),
             f"Method: {registry.card(method).title}.",
         )
     elif has_good:
@@ -309,7 +308,7 @@ def settings_for(
     settings: Iterable[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Options of the command line as settings of one method; `settings` are KEY=VALUE texts."""
-    hints = setting_types(registry.registry.module("detectors", "detector", name).DETECTOR)
+    hints = setting_types(registry.class_of(name))
     wanted: dict[str, Any] = {"seed": seed, "device": device}
     if limit_memory is not None:
         wanted["limit_memory"] = parse_bytes(limit_memory)
@@ -361,7 +360,7 @@ def apart(pictures: Folder, learn: Folder | None) -> tuple[list[Sample], list[st
     words = [new_in_words(pictures, fresh)]
     if learn is None:
         return fresh, words
-    known = {p for s in learn.train() if (p := _real(s))}
+    known = {p for s in good_ones(learn) if (p := _real(s))}
     rest = [s for s in fresh if _real(s) not in known]
     if not rest:
         raise WrongInput(
@@ -388,6 +387,11 @@ def new_in_words(pictures: Folder, fresh: list[Sample]) -> str:
 def _real(sample: Sample) -> str | None:
     path = next((v.path for v in sample.views.values() if v.path), None)
     return str(Path(path).resolve()) if path else None
+
+
+def good_ones(folder: Folder) -> list[Sample]:
+    """What a folder offers to learn from."""
+    return [s for s in folder.train() if s.label != 1]
 
 
 def enough(normal: list[Sample], detector: Detector, folder: str) -> None:
@@ -463,8 +467,8 @@ def _check_rate(rate: float | None) -> None:
 
 
 def _judge(
-    run: RunFolder, detector: Detector, samples: list[Sample], watch: Watch, rate: float | None, min_area: int,
-    *, words: list[str], quiet: bool, seed: int = 0,
+    run: RunFolder, detector: Detector, samples: list[Sample], rate: float | None, min_area: int, *, words: list[str],
+    quiet: bool, seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """Predict everything that is pending, judge it and finish the report."""
     calibration = detector.calibration
@@ -472,7 +476,7 @@ def _judge(
     if limits and run.map_scale is None:
         run.map_scale = 2 * limits[1] if limits[1] > 0 else None
     by_id = {s.id: s for s in samples}
-    already = set(watch.unreadable)
+    watch = Watch(quiet)  # of its own: a good picture and a new one may share an id
     pending = list(run.pending(samples))
     started = time.perf_counter()
     for prediction in detector.predict(watch(pending, "judging new pictures", len(pending))):
@@ -482,20 +486,18 @@ def _judge(
         sample = by_id[prediction.id]
         run.add(judged, path=_path(sample), label=sample.label)
     for name, why in watch.unreadable.items():
-        if name not in already and name in by_id:
-            run.fail(name, why, path=_path(by_id[name]))
-    rows = list(run.rows())
+        run.fail(name, why, path=_path(by_id[name]))
+    scores = {row["id"]: row["score"] for row in run.rows() if row["score"] is not None}
     seconds = time.perf_counter() - started
-    scores = [row["score"] for row in rows if row["score"] is not None]
     if not scores:
-        raise Unreadable(f"none of the {len(samples)} new pictures could be read (first: {rows[0]['error']})")
+        first = next(run.rows())["error"]
+        raise Unreadable(f"none of the {len(samples)} new pictures could be read (first: {first})")
     verdicts: dict[str, Verdict] | None = None
     summary = describe_run(detector, calibration, rate, words, seed)
     summary["seconds"], summary["pictures_per_second"] = seconds, len(pending) / seconds if pending else None
     if calibration is None:
-        limit, out = stands_out(scores)
-        names = [row["id"] for row in rows if row["score"] is not None]
-        verdicts = {name: "review" if flag else "pass" for name, flag in zip(names, out, strict=True)}
+        limit, out = stands_out(list(scores.values()))
+        verdicts = {name: "review" if flag else "pass" for name, flag in zip(scores, out, strict=True)}
         summary["review"] = limit
     page = run.finish(summary, verdicts=verdicts)
     return conclusion(run, page, summary)

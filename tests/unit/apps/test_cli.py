@@ -273,6 +273,19 @@ def test_unreadable_pictures_are_counted_never_passed(parts, tmp_path):
     assert {r["score"] for r in failed.values()} == {None}
 
 
+def test_a_damaged_good_picture_hides_no_new_one_of_the_same_name(parts, tmp_path):
+    good, new = tmp_path / "good", tmp_path / "new"
+    for folder, source in ((good, parts / "train" / "good"), (new, parts / "test" / "good")):
+        folder.mkdir()
+        for path in source.iterdir():
+            (folder / path.name).write_bytes(path.read_bytes())
+    (good / "000.png").write_bytes(b"")
+    run("inspect", new, "--good", good, "--out", tmp_path / "out", *SMALL)
+    judged = {r["id"]: r for r in rows(tmp_path / "out")}
+    assert judged["000.png"]["score"] is not None
+    assert judged["000.png"]["error"] == ""
+
+
 def test_mixed_sizes_and_sixteen_bit(parts, tmp_path):
     new = tmp_path / "new"
     new.mkdir()
