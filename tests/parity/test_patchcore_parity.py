@@ -117,7 +117,7 @@ def test_anomalib(stored, library):
     close(np.array(away), stored["al.support_distances"], relative=1e-5)
     matched = to_numpy(nearest).reshape(flat.shape)
     weights = [
-        paper_weight(per_image[i, top[i]], detector.bank, int(matched[i, top[i]]), config["al_neighbors"])
+        paper_weight(per_image[i, top[i]], index, int(matched[i, top[i]]), config["al_neighbors"])
         for i in range(len(top))
     ]
     close(np.array(weights), stored["al.weights"], absolute=1e-5)

@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import math
 
+from ..datasets.rad import folder_of
 from ..errors import unknown
 
 METHODS = (
     "CFlow", "PyramidFlow", "RD", "RD++", "DSR", "CDO", "PatchCore", "GCPF", "SAA", "WinCLIP", "APRIL-GAN",
 )  # fmt: skip
 ZERO_SHOT = ("SAA", "WinCLIP", "APRIL-GAN")  # prompts and checkpoints are unknown: their figures inform, no more
-ALIASES = {"cable_tie": "ribbon", "cable-tie": "ribbon", "cabletie": "ribbon"}  # name in the tables: name of the folder
 
 TRAIN_NORMAL = 213  # pictures, shared by the four categories
 TEST_NORMAL = 73  # likewise
@@ -116,7 +116,7 @@ def published(level: str, category: str, metric: str) -> dict[str, float]:
     if level not in PUBLISHED:
         raise unknown("level of RAD", level, PUBLISHED)
     rows = PUBLISHED[level]
-    folder = ALIASES.get(category.lower(), category.lower())
+    folder = folder_of(category).lower()
     if folder not in rows:
         raise unknown("category of RAD", category, rows)
     if metric not in rows[folder]:
@@ -130,7 +130,7 @@ def floor(category: str, metric: str) -> float:
     Raises:
         UnknownName: no such category or picture metric.
     """
-    folder = ALIASES.get(category.lower(), category.lower())
+    folder = folder_of(category).lower()
     if folder not in TEST_ANOMALOUS:
         raise unknown("category of RAD", category, TEST_ANOMALOUS)
     share = TEST_ANOMALOUS[folder] / (TEST_ANOMALOUS[folder] + TEST_NORMAL)

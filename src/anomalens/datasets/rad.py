@@ -52,7 +52,12 @@ class RAD:
 
     @property
     def _folder(self) -> str:
-        return ALIASES.get(self.category.lower().replace("-", "_"), self.category)
+        return folder_of(self.category)
+
+
+def folder_of(category: str) -> str:
+    """The folder of a category, also when it is called as in the paper's tables."""
+    return ALIASES.get(category.lower().replace("-", "_"), category)
 
 
 DATASET = RAD

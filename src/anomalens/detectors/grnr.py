@@ -27,7 +27,7 @@ from ..backbones import Device, Engine, network
 from ..detector import Detector
 from ..errors import WrongInput
 from ..parts.batches import batches
-from ..parts.grids import Array, average_pool, bilinear_matrix, blur_matrix, like, resize_features, to_numpy
+from ..parts.grids import Array, average_pool, like, resize_features, resize_map, smooth_matrix, to_numpy
 from ..parts.threads import one_blas_thread
 from ..types import Card, Prediction, Sample
 
@@ -275,7 +275,7 @@ class GRNR(Detector):
         """One map to float32 of the picture's size; a cropped border gets the lowest value."""
         lost = (self.image_size - values.shape[0]) // 2
         values = np.pad(values.astype(np.float32), lost, constant_values=values.min())
-        return resize_features(values[None, None], size)[0, 0]
+        return resize_map(values, size)
 
 
 def inner(a: Array, b: Array) -> Array:
@@ -384,14 +384,8 @@ def suppress_border(score: Array, cut: int) -> Array:
 def enlarge(grid: Array, size: int, sigma: float) -> Array:
     """(B, h, w) -> (B, size, size): bilinear, then a Gaussian of `sigma` pixels; one small matrix for each axis."""
     xp = array_namespace(grid)
-    down, across = (like(enlarging_matrix(cells, size, sigma), grid) for cells in grid.shape[1:])
+    down, across = (like(smooth_matrix(cells, size, sigma, dtype=np.float64), grid) for cells in grid.shape[1:])
     return xp.matmul(xp.matmul(down, grid), across.T)
-
-
-@lru_cache(maxsize=32)
-def enlarging_matrix(cells: int, size: int, sigma: float) -> np.ndarray:
-    """(size, cells) float64 weights of one axis of `enlarge`."""
-    return blur_matrix(size, sigma) @ bilinear_matrix(cells, size)
 
 
 @lru_cache(maxsize=8)

@@ -211,17 +211,20 @@ class PatchCore(Detector):
         patches = to_numpy(self.in_unit(distances).mean(axis=1)).reshape(grid)
         patches = self.prove(bank, rows, patches, size)
         maps = score_map(patches, size, self.sigma, self.blur_padding)
-        if self.image_score == "map" and not self.reweight:
+        if self.scores_map:
             return maps.max(axis=(1, 2)).tolist(), maps
         flat = patches.reshape(grid[0], -1)
         top = flat.argmax(axis=1)
         scores = flat[np.arange(len(flat)), top]
         if self.reweight:
             at = [i * flat.shape[1] + int(patch) for i, patch in enumerate(top)]
-            scores = scores * [
-                paper_weight(to_numpy(rows[i]), self.bank, int(nearest[i, 0]), self.reweight) for i in at
-            ]
+            scores = scores * [paper_weight(rows[i], bank, int(nearest[i, 0]), self.reweight) for i in at]
         return scores.tolist(), maps
+
+    @property
+    def scores_map(self) -> bool:
+        """Whether the image score is read off the map; the paper's weights belong to single patches."""
+        return self.image_score == "map" and not self.reweight
 
     def in_unit(self, distances: Any) -> Any:
         return distances**2 if self.squared else distances
@@ -244,7 +247,7 @@ class PatchCore(Detector):
         while open_:
             wanted = np.zeros(patches.shape, bool)
             for i in open_:
-                if self.image_score == "map" and not self.reweight:
+                if self.scores_map:
                     values = down @ patches[i] @ across.T
                     y, x = divmod(int(values.argmax()), values.shape[1])
                     wanted[i] = np.outer(down[y], across[x]) > VERIFY
@@ -260,7 +263,7 @@ class PatchCore(Detector):
         return patches
 
 
-def paper_weight(patch: np.ndarray, bank: np.ndarray, nearest: int, count: int) -> float:
+def paper_weight(patch: Any, bank: Bank, nearest: int, count: int) -> float:
     """The paper's weight of an image score, in [0, 1]: small where the matched bank row lies in a dense place.
 
     patch: (D,) the patch with the highest score; nearest: its bank row; count: bank neighbours of that row (itself
@@ -268,8 +271,8 @@ def paper_weight(patch: np.ndarray, bank: np.ndarray, nearest: int, count: int) 
     """
     if count <= 1:
         return 1.0
-    _, index = Bank(bank).nearest(bank[nearest][None], min(count, len(bank)))
-    away = np.linalg.norm(bank[index[0]] - patch, axis=1)
+    _, index = bank.nearest(bank.rows[nearest][None], min(count, bank.rows.shape[0]))
+    away = np.linalg.norm(to_numpy(bank.rows[index[0]]) - to_numpy(patch), axis=1)
     share = np.exp(away - away.max())
     return float(1 - share[0] / share.sum())
 

@@ -120,11 +120,11 @@ def blur_matrix(size: int, sigma: float, padding: Padding = "reflect", truncate:
 
 @lru_cache(maxsize=64)
 def smooth_matrix(
-    cells: int, size: int, sigma: float, padding: Padding = "reflect", mode: str = "bilinear"
+    cells: int, size: int, sigma: float, padding: Padding = "reflect", mode: str = "bilinear", dtype: type = np.float32
 ) -> np.ndarray:
-    """One axis of `score_map`: upsample, then blur; (size, cells) float32."""
+    """One axis of `score_map`: upsample, then blur; (size, cells)."""
     up = bilinear_matrix(cells, size) if mode == "bilinear" else nearest_matrix(cells, size)
-    return (blur_matrix(size, sigma, padding) @ up).astype(np.float32)
+    return (blur_matrix(size, sigma, padding) @ up).astype(dtype)
 
 
 def score_map(
