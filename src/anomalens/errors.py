@@ -34,6 +34,10 @@ class MissingWeights(AnomalensError, FileNotFoundError):
     """Pretrained weights are not on this machine; the message names the file and where to put it."""
 
 
+class Diverged(AnomalensError, ArithmeticError):
+    """A training ran into numbers that are not finite; what it had learnt before is kept."""
+
+
 class OutOfMemory(AnomalensError, MemoryError):
     """The work does not fit the memory limit the user gave."""
 

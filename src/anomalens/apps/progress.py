@@ -1,21 +1,25 @@
-"""Passing pictures to detectors as a person watches: a bar on a terminal, plain lines elsewhere, damaged files skipped."""
+"""What a person sees while it works: bars on a terminal, plain lines elsewhere. Damaged files are skipped on the way."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
 from ..errors import Unreadable
 from ..parts.batches import ahead
+from ..parts.train import watching
 from ..types import Sample, View
 
-WORTH_A_LINE = 1.0  # seconds; off a terminal, a pass that is over sooner is not mentioned
+WORTH_A_LINE = 1.0  # seconds; off a terminal, what is over sooner is not mentioned
+BETWEEN_LINES = 10.0  # seconds between lines on a training, off a terminal
 
 
 @dataclass
@@ -66,15 +70,105 @@ class Pass:
         return replace(sample, views=views)
 
     def _bar(self, items: Iterable[Any]) -> Iterator[Any]:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        bar = _live_bar("remaining")
+        if bar is None:
+            yield from items
+            return
+        try:
             task = bar.add_task(self.what, total=self.total)
             for item in items:
                 yield item
                 bar.advance(task)
+        finally:
+            bar.stop()
+
+
+@dataclass
+class Training:
+    """Shows a training as it runs (a `parts.train.Report`): a bar on a terminal, a line every ten seconds elsewhere."""
+
+    _bar: Any = None
+    _started: float = 0.0
+    _spoke: float = 0.0
+    _told_how_long: bool = False
+
+    def __call__(self, step: int, total: int, figures: dict[str, float]) -> None:
+        now = time.perf_counter()
+        if not figures:
+            self.close()
+            self._started = self._spoke = now
+            self._told_how_long = False
+            if step and step < total:
+                say(f"training goes on at step {step} of {total}")
+            self._bar = _live_bar("text") if sys.stderr.isatty() else None
+            if self._bar is not None:
+                self._bar.add_task("training", total=total, completed=step, figures="")
+            return
+        left = figures.get("left")
+        if left is not None and not self._told_how_long:
+            self._told_how_long, self._spoke = True, now
+            if now - self._started + left >= WORTH_A_LINE:
+                say(f"training: {total} steps, about {_duration(left)} left")
+        text = _in_words(figures)
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step, total=total, figures=text)
+        elif self._told_how_long and step < total and now - self._spoke >= BETWEEN_LINES:
+            self._spoke = now
+            say(f"training: step {step} of {total}, {text}")
+        if step == total:
+            self.close()
+            if now - self._started >= WORTH_A_LINE:
+                say(f"training: {step} steps, loss {figures['loss']:.4g}, took {_duration(now - self._started)}")
+
+    def close(self) -> None:
+        """Take the bar away, also that of a training that did not reach its end."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+@contextmanager
+def shown_training(quiet: bool = False, folder: Path | None = None) -> Iterator[None]:
+    """Whatever trains inside this block shows itself, unless quiet, and keeps its checkpoints in `folder`, if given."""
+    training = Training()
+    try:
+        with watching(None if quiet else training, folder):
+            yield
+    finally:
+        training.close()
+
+
+def _live_bar(last: Literal["remaining", "text"]) -> Any:
+    """A bar that runs on stderr, closing with the time remaining or a text of ours; None where another bar is running."""
+    from rich.console import Console
+    from rich.errors import LiveError
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    end = TimeRemainingColumn() if last == "remaining" else TextColumn("{task.fields[figures]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), end)
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    try:
+        bar.start()
+    except LiveError:
+        return None
+    return bar
+
+
+def _in_words(figures: dict[str, float]) -> str:
+    """loss 0.123, 8.1 steps/s, 3 min left, and what else the loss names."""
+    words = [f"loss {figures['loss']:.4g}"]
+    words += [f"{k} {v:.4g}" for k, v in figures.items() if k not in ("loss", "rate", "left")]
+    words.append(f"{figures['rate']:.3g} steps/s")
+    if "left" in figures:
+        words.append(f"{_duration(figures['left'])} left")
+    return ", ".join(words)
+
+
+def _duration(seconds: float) -> str:
+    """40 -> '40 s', 200 -> '3 min', 10000 -> '2.8 h'."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _given(pixels: np.ndarray) -> np.ndarray:
