@@ -23,11 +23,14 @@ def stems(folder: str) -> tuple[str, ...]:
 
 
 def resolve(folder: str, kind: str, name: str) -> str:
-    """The registered spelling of `name`; `_` and `-`, upper and lower case are the same."""
+    """The registered spelling of `name`; `_` and `-`, upper and lower case are the same, a card's aliases count."""
     spelled = name.lower().replace("_", "-")
-    if spelled not in stems(folder):
-        raise unknown(kind, name, stems(folder))
-    return spelled
+    if spelled in stems(folder):
+        return spelled
+    for stem in stems(folder):
+        if spelled in getattr(literal_card(folder, kind, stem), "aliases", ()):
+            return stem
+    raise unknown(kind, name, stems(folder))
 
 
 def module(folder: str, kind: str, name: str) -> ModuleType:
@@ -37,7 +40,7 @@ def module(folder: str, kind: str, name: str) -> ModuleType:
 
 
 @cache
-def literal_card(folder: str, kind: str, name: str, constructor: str) -> Any:
+def literal_card(folder: str, kind: str, name: str, constructor: str | None = None) -> Any:
     """The `CARD = Constructor(...)` of a file, read from its syntax tree: nothing of the file runs."""
     stem = resolve(folder, kind, name).replace("-", "_")
     tree = ast.parse((PACKAGE / folder / f"{stem}.py").read_text(encoding="utf-8"))
@@ -48,12 +51,13 @@ def literal_card(folder: str, kind: str, name: str, constructor: str) -> Any:
 
 
 def _build(node: ast.expr, constructor: str | None = None) -> Any:
-    """A literal, or one of our frozen dataclasses called with keyword literals."""
+    """A literal, or one of our frozen dataclasses called with keyword literals; tables may be starred in a tuple."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         if constructor and node.func.id != constructor:
             raise TypeError(f"CARD must be a {constructor}(...), it is a {node.func.id}(...)")
         positional = [_build(argument) for argument in node.args]
         return getattr(types, node.func.id)(*positional, **{str(k.arg): _build(k.value) for k in node.keywords})
     if isinstance(node, ast.Tuple):
-        return tuple(_build(item) for item in node.elts)
+        items = [(item, _build(item.value if isinstance(item, ast.Starred) else item)) for item in node.elts]
+        return tuple(v for item, built in items for v in (built if isinstance(item, ast.Starred) else (built,)))
     return ast.literal_eval(node)

@@ -80,6 +80,7 @@ class Prediction:
     score: higher is more anomalous; the unit is the method's own.
     map: (H, W) float32 of the input picture's size, same direction; None only where the card says so.
     p_value: share of normal pictures expected to score at least this high; None without calibration.
+    category: what the method took it for, where it judges categories differently; else "".
     """
 
     id: str
@@ -89,6 +90,7 @@ class Prediction:
     reasons: tuple[Reason, ...] = ()
     p_value: float | None = None
     verdict: Verdict | None = None
+    category: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,20 +105,66 @@ class Reported:
     selection: Literal["last", "best-on-test", "unknown"] = "unknown"
 
 
+def reported_table(
+    metrics: tuple[str, ...],
+    source: Literal["paper", "readme", "third-party"],
+    rows: Mapping[tuple[str, str], tuple[float, ...]],
+) -> tuple[Reported, ...]:
+    """A published table. rows: (data set, setting), or (data set/category, setting), to one figure for each metric."""
+    return tuple(
+        Reported(dataset, setting, metric, value, source)
+        for (dataset, setting), values in rows.items()
+        for metric, value in zip(metrics, values, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Pretrained weights that a method cannot run without; the embedded backbone is not listed.
+
+    title: what people call them. files: any one of these is enough; a file name, or `organisation/name` of the Hugging
+        Face hub. They are looked for in $ANOMALENS_CACHE/weights and where torch and the hub keep theirs.
+    commercial: whether the licence allows it; None where the source does not say.
+    """
+
+    title: str
+    files: tuple[str, ...]
+    source: str
+    licence: str
+    commercial: bool | None
+
+
 @dataclass(frozen=True)
 class Card:
-    """What a method is and needs. Literals only: `list`, the docs and the report read it without importing the method.
+    """What a method is and needs. Literals only: `list`, `recommend`, the docs and the report read it unimported.
 
-    normals: (fewest normal pictures `fit` accepts, number from which published behaviour is expected).
+    venue: where it was published, "" for ours. repo: `owner/name` of the authors' or the best known code, "" for none.
+    code_licence: of that code (ours is written from the papers): an SPDX name, `none-found` or `no-code`.
     fidelity: parity = numbers compared with the authors' code; port = complete algorithm, not compared;
         reading = the paper is not fully public, this is our reading; ours = no paper.
+    scope: single = one category per model; multi = one model for all; open = no category needed.
+    normals: (fewest normal pictures `fit` accepts, number from which published behaviour is expected).
+    abnormals: whether labelled defects can be learnt from. auxiliary: other data behind what was learnt elsewhere.
+    needs: any one of these kinds of picture is enough. aliases: other names a user may type.
+    text: what a person must write for it. transductive: the score of a picture depends on the others judged with it.
+    trains: no; statistics = closed form or a memory; gradient = on the user's pictures; auxiliary = once, elsewhere.
+    fit_cost: F0 none, F1 seconds, F2 minutes, F3 under an hour, F4 hours; for 200 pictures at published settings on one
+        modern GPU. predict_cost: P0 < 10 ms, P1 < 50 ms, P2 < 250 ms, P3 < 2 s, P4 more, per picture. First estimates.
+    gpu: no = a CPU will do; fit = one for fitting; yes = for both.
+    stored_mb: what `save` writes, without the backbone. extras: of `pip install anomalens[...]`.
     pose: aligned = statistics by position; small = tolerates small shifts; free = any pose.
+    external: any one of these is needed beside the library. determinism: exact = nothing random; seeded; external =
+        depends on a served model.
     """
 
     title: str
     paper: str
     year: int
+    venue: str
     summary: str
+    repo: str
+    code_licence: str
+    fidelity: Literal["parity", "port", "reading", "ours"]
     family: Literal[
         "memory",
         "gaussian",
@@ -138,17 +186,29 @@ class Card:
     ]
     scope: Literal["single", "multi", "open"]
     normals: tuple[int, int]
-    needs: tuple[Literal["image", "lights", "points", "depth", "video", "series"], ...]
+    abnormals: Literal["none", "optional"]
+    auxiliary: tuple[Literal["annotated-ad", "textures", "vq-model", "generated"], ...]
+    text: Literal["none", "class-name", "phrases", "rules", "dialogue"]
+    transductive: bool
+    needs: tuple[Literal["image", "lights", "points", "video", "series"], ...]
     gives: tuple[Literal["score", "map", "boxes", "text", "program", "images"], ...]
     levels: tuple[Literal["structural", "semantic"], ...]
     focus: Literal["any", "texture", "object"]
     backbone: str
     trains: Literal["no", "statistics", "gradient", "auxiliary"]
+    fit_cost: Literal["F0", "F1", "F2", "F3", "F4"]
+    predict_cost: Literal["P0", "P1", "P2", "P3", "P4"]
+    gpu: Literal["no", "fit", "yes"]
+    stored_mb: float
+    extras: tuple[Literal["torch", "clip", "diffusion", "llm"], ...]
+    weights: tuple[Weights, ...]
     pose: Literal["aligned", "small", "free"]
-    fidelity: Literal["parity", "port", "reading", "ours"]
+    external: tuple[Literal["local-llm", "remote-llm", "diffusion", "detector+sam"], ...]
+    determinism: Literal["exact", "seeded", "external"]
     differs: str
     pitfalls: tuple[str, ...]
     reported: tuple[Reported, ...] = field(default=())
+    aliases: tuple[str, ...] = field(default=())
 
 
 @dataclass(frozen=True)

@@ -5,21 +5,39 @@ from __future__ import annotations
 import dataclasses
 import json
 import textwrap
+import typing
+from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 from ..detector import card, class_of, names, setting_types
-from ..errors import unknown
-from ..registry import literal_card, stems
+from ..errors import UnknownName, WrongInput, unknown
+from ..registry import literal_card, resolve, stems
 from ..types import BackboneCard, Card
 
 WIDTH = 100
+COSTS = {
+    "F0": "nothing to fit", "F1": "fits in seconds", "F2": "fits in minutes", "F3": "fits in under an hour",
+    "F4": "fits in hours", "P0": "under 10 ms a picture", "P1": "under 50 ms a picture", "P2": "under 250 ms a picture",
+    "P3": "under 2 s a picture", "P4": "more than 2 s a picture",
+}  # fmt: skip
+SETTINGS = ("full-shot", "few-shot", "zero-shot", "batched-zero-shot", "semi-supervised", "generation")
+MODALITIES = ("image", "lights", "points", "video", "series")
 
 
-def listing(as_json: bool = False) -> str:
-    """One line per detector."""
+def listing(as_json: bool = False, wanted: Sequence[str] = ()) -> str:
+    """One line per detector. wanted: FIELD=VALUE, all of which must hold.
+
+    Raises:
+        UnknownName, WrongInput: no such field, or no card can have that value.
+    """
+    conditions = [condition(text) for text in wanted]
     cards = {name: card(name) for name in names()}
+    cards = {name: c for name, c in cards.items() if all(holds(c, *one) for one in conditions)}
     if as_json:
         return json.dumps({name: dataclasses.asdict(c) for name, c in cards.items()}) + "\n"
+    if not cards:
+        return f"No detector has {' and '.join(wanted)}; `anomalens list` shows all.\n"
     rows = [("name", "good pictures", "finds", "what it does")]
     rows += [(name, _wanted(c), ", ".join(c.levels), c.summary) for name, c in cards.items()]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
@@ -33,13 +51,43 @@ def listing(as_json: bool = False) -> str:
     return "\n".join(lines) + "\n\n`anomalens show NAME` prints a card and its settings.\n"
 
 
+def condition(text: str) -> tuple[str, str]:
+    """FIELD=VALUE as (field, value), both checked against the card."""
+    field, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or not value:
+        raise WrongInput(f"a condition is FIELD=VALUE, such as gpu=no; got {text!r}.")
+    hints = typing.get_type_hints(Card)
+    if field not in hints:
+        raise unknown("field of a card", field, hints)
+    if field == "settings":
+        if value == "one-class":
+            raise WrongInput(
+                "one-class names several settings; say full-shot (many good pictures), few-shot or zero-shot."
+            )
+        value = "full-shot" if value == "unsupervised" else value
+    inner = typing.get_args(hints[field])[:1] if typing.get_origin(hints[field]) is tuple else (hints[field],)
+    if typing.get_origin(inner[0]) is typing.Literal and value not in typing.get_args(inner[0]):
+        raise unknown(f"value of {field}", value, typing.get_args(inner[0]))
+    return field, value
+
+
+def holds(described: Card, field: str, value: str) -> bool:
+    """Whether a field has the value, or holds it: yes and no for what is true or not, numbers as they are written."""
+    found = getattr(described, field)
+    parts = found if isinstance(found, tuple) else (found,)
+    texts = [v for part in parts for v in (dataclasses.astuple(part) if dataclasses.is_dataclass(part) else (part,))]  # type: ignore[arg-type]
+    return any(value.lower() == _plain(v).lower() for v in texts)
+
+
 def showing(name: str, as_json: bool = False) -> str:
     """Card and settings of one detector, or card of one backbone family."""
     spelled = name.lower().replace("_", "-").partition(":")[0]
     if spelled in stems("backbones"):
         return _backbone(literal_card("backbones", "backbone", spelled, "BackboneCard"), as_json)
-    if spelled not in names():
-        raise unknown("detector or backbone", name, (*names(), *stems("backbones")))
+    try:
+        spelled = resolve("detectors", "detector", spelled)
+    except UnknownName:
+        raise unknown("detector or backbone", name, (*names(), *stems("backbones"))) from None
     described, settings = card(spelled), _settings(spelled)
     if as_json:
         return json.dumps({"name": spelled, "card": dataclasses.asdict(described), "settings": settings}) + "\n"
@@ -50,14 +98,23 @@ def showing(name: str, as_json: bool = False) -> str:
         value = getattr(described, field.name)
         if field.name == "normals":
             value = f"at least {value[0]}, better {value[1]}" if value[1] else "none needed"
+        elif field.name == "weights":
+            value = "; ".join(f"{w.title} ({w.licence}), {w.source}: {' or '.join(w.files)}" for w in value)
+        elif field.name.endswith("_cost"):
+            value = f"{value}, {COSTS[value]}"
         elif isinstance(value, tuple):
             value = ("; " if field.name == "pitfalls" else ", ").join(value)
-        lines += _wrapped(field.name, value or "-")
-    for figure in described.reported:
-        mark = " (best epoch on the test set)" if figure.selection == "best-on-test" else ""
-        lines += _wrapped(
-            "reported", f"{figure.dataset}, {figure.setting}: {figure.metric} {figure.value} ({figure.source}){mark}"
-        )
+        lines += _wrapped(field.name, _plain(value) or "-")
+    by_category = [figure for figure in described.reported if "/" in figure.dataset]
+    rest = [figure for figure in described.reported if figure not in by_category]
+    for (dataset, setting, source, chosen), row in groupby(
+        rest, lambda r: (r.dataset, r.setting, r.source, r.selection)
+    ):
+        mark = " (best epoch on the test set)" if chosen == "best-on-test" else ""
+        figures = ", ".join(f"{figure.metric} {figure.value}" for figure in row)
+        lines += _wrapped("reported", f"{dataset}, {setting}: {figures} ({source}){mark}")
+    if by_category:
+        lines += _wrapped("reported", f"{len(by_category)} more figures by category (--json)")
     lines += ["", "settings (--set KEY=VALUE, or create(name, key=value)):"]
     lines += [f"  {key} = {default}   ({kind})" for key, (kind, default) in settings.items()]
     return "\n".join(lines) + "\n"
@@ -70,6 +127,40 @@ def methods_table() -> str:
         c = card(name)
         paper = f"[{c.year}]({c.paper})" if c.paper else "ours"
         lines.append(f"| `{name}` | {c.summary} | {_wanted(c)} | {', '.join(c.levels)} | {paper} |")
+    return "\n".join(lines) + "\n"
+
+
+def matrix(level: str) -> str:
+    """Which methods find anomalies of one level, by what they learn from and what they look at, in Markdown."""
+    lines = [f"| | {' | '.join(MODALITIES)} |", "| --- |" + " --- |" * len(MODALITIES)]
+    for setting in SETTINGS:
+        cells = [
+            ", ".join(
+                f"`{n}`"
+                for n in names()
+                if level in (c := card(n)).levels and setting in c.settings and view in c.needs
+            )
+            for view in MODALITIES
+        ]
+        lines.append(f"| {setting} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def family_table() -> str:
+    """Every method in its family, with what it costs and where the reference code is, in Markdown."""
+    lines = [
+        "| family | method | published | reference code | fit | predict | GPU | stored MB | pose | scores |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in sorted(names(), key=lambda n: (card(n).family, card(n).year, n)):
+        c = card(name)
+        code = f"{c.repo}, {c.code_licence}" if c.repo else c.code_licence
+        scores = "need a batch" if c.transductive else c.determinism
+        published = f"{c.venue} {c.year}" if c.venue else "ours"
+        lines.append(
+            f"| {c.family} | `{name}` | {published} | {code} | {c.fit_cost} | {c.predict_cost} | {c.gpu} | "
+            f"{c.stored_mb:g} | {c.pose} | {scores} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -92,6 +183,12 @@ def _settings(name: str) -> dict[str, tuple[str, str]]:
     return out
 
 
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _backbone(described: BackboneCard, as_json: bool) -> str:
     if as_json:
         return json.dumps(dataclasses.asdict(described)) + "\n"
@@ -102,5 +199,5 @@ def _backbone(described: BackboneCard, as_json: bool) -> str:
 
 
 def _wrapped(label: str, text: Any) -> list[str]:
-    head = f"{label:<12}" if label else ""
+    head = f"{label:<14}" if label else ""
     return textwrap.wrap(f"{head}{text}", WIDTH, subsequent_indent=" " * len(head), break_long_words=False)

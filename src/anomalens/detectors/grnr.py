@@ -35,19 +35,34 @@ CARD = Card(
     title="GRNR",
     paper="https://arxiv.org/abs/2406.07333",
     year=2025,
+    venue="IEEE TSMC",
     summary="Rebuilds each place of one texture picture from its neighbours and the typical places; needs no training.",
+    repo="hmyao22/GRNR",
+    code_licence="none-found",
+    fidelity="parity",
     family="self-regression",
     settings=("zero-shot",),
     scope="open",
     normals=(0, 0),
+    abnormals="none",
+    auxiliary=(),
+    text="none",
+    transductive=False,
     needs=("image",),
     gives=("score", "map"),
     levels=("structural",),
     focus="texture",
     backbone="wide_resnet50_2, strides 8, 16 @ 320",
     trains="no",
+    fit_cost="F0",
+    predict_cost="P2",
+    gpu="no",
+    stored_mb=0.0,
+    extras=(),
+    weights=(),
     pose="free",
-    fidelity="parity",
+    external=(),
+    determinism="exact",
     differs="the embedded backbone is the default (demo: WideResNet50 with ImageNet weights); a ridge keeps the Gram "
     "matrices solvable (demo: random noise; noise=1e-3, ridge=0); the typical positions are those that the paper "
     "describes (the demo in effect takes the first ones: selection='first'); pictures are resized with an antialiased "
@@ -137,6 +152,10 @@ class GRNR(Detector):
                 f"GRNR has k_global={self.k_global} and neighborhood={self.neighborhood}, too many for features of "
                 f"{h} x {w} positions; lower them or raise image_size."
             )
+
+    @property
+    def draws(self) -> bool:
+        return self.noise > 0
 
     @property
     def margin(self) -> int:
