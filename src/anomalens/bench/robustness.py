@@ -29,7 +29,7 @@ import numpy as np
 
 from .. import metrics
 from ..errors import WrongInput
-from ..metrics._curves import Curve, OfCurve, checked
+from ..metrics import Curve, OfCurve, checked
 from ..synthesis import corruptions
 
 LEARNT = 0.02  # a clean value less than this above chance has nothing to lose: relative measures are undefined

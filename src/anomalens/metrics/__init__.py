@@ -31,23 +31,27 @@ from ._bootstrap import (
     picture_counts,
     pixel_replicates,
 )
-from ._curves import Measured, OfCurve, UndefinedMetric, checked, measure, rank
-from ._pixels import NATIVE, PixelEvalPolicy, align, image_labels, pixel_curve
+from ._curves import Curve, Measured, OfCurve, UndefinedMetric, checked, measure, rank
+from ._pixels import NATIVE, PixelEvalPolicy, align, image_labels, pair, pixel_curve
 from ._stream import PixelAccumulator, together
 
 __all__ = [
     "Comparison",
+    "Curve",
     "Measured",
+    "OfCurve",
     "PixelAccumulator",
     "PixelEvalPolicy",
     "UndefinedMetric",
     "average",
     "card",
+    "checked",
     "compare",
     "get",
     "image",
     "image_labels",
     "names",
+    "pair",
     "pixel",
 ]
 
@@ -291,5 +295,6 @@ def _with_intervals(
 ) -> dict[str, Measured]:
     for name, values in zip(curves, replicates, strict=True):
         if not np.isnan(values).any():
-            found[name] = replace(found[name], interval=interval_of(values))
+            kept = tuple(map(float, values))
+            found[name] = replace(found[name], interval=interval_of(values), replicates=kept)
     return found

@@ -39,7 +39,8 @@ class Measured:
     floor: what a constant score reaches, the level of chance.
     n_pos, n_neg: anomalous and normal items: pictures or pixels. n_regions: anomalous regions, for region metrics.
     bound: certified limit of |value - exact value|; 0 where the value is exact.
-    interval: 95 % bootstrap interval over pictures, where asked for.
+    interval: 95 % bootstrap interval over pictures, where asked for. replicates: the resampled values it was read off;
+        with one seed, entry i of two methods on the same pictures stands for the same resample.
     settings: how it was measured: limit, connectivity, grid policy, what the crop lost.
     """
 
@@ -53,6 +54,7 @@ class Measured:
     bound: float = 0.0
     interval: tuple[float, float] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    replicates: tuple[float, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
