@@ -14,6 +14,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -24,7 +25,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 MAX_PIXELS = int(os.environ.get("ANOMALENS_MAX_PIXELS", 200_000_000))  # width * height, checked before decoding
 Image.MAX_IMAGE_PIXELS = None  # our own check comes first and is the same everywhere
 
-_BILINEAR = Image.Resampling.BILINEAR
+Interpolation = Literal["bilinear", "bicubic"]
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
@@ -127,17 +128,19 @@ def to_float(picture: np.ndarray) -> np.ndarray:
     raise WrongInput(f"a picture is uint8 or uint16; got {picture.dtype}.")
 
 
-def resize(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize (H, W, 3) to size = (height, width), bilinear with antialiasing; the type stays."""
+def resize(picture: np.ndarray, size: tuple[int, int], interpolation: Interpolation = "bilinear") -> np.ndarray:
+    """Resize (H, W, 3) to size = (height, width) with antialiasing; the type stays."""
     if picture.shape[:2] == tuple(size):
         return picture
+    kernel = Image.Resampling[interpolation.upper()]
     if picture.dtype == np.uint8:
-        return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), _BILINEAR))
+        return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), kernel))
     channels = [
-        Image.fromarray(picture[..., c].astype(np.float32)).resize((size[1], size[0]), _BILINEAR)
+        Image.fromarray(picture[..., c].astype(np.float32)).resize((size[1], size[0]), kernel)
         for c in range(picture.shape[2])
     ]
-    return np.rint(np.stack([np.asarray(c) for c in channels], axis=2)).astype(picture.dtype)
+    resized = np.rint(np.stack([np.asarray(c) for c in channels], axis=2))
+    return np.clip(resized, 0, np.iinfo(picture.dtype).max).astype(picture.dtype)  # bicubic overshoots at edges
 
 
 def to_8bit(picture: np.ndarray) -> np.ndarray:

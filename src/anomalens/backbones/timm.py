@@ -30,9 +30,7 @@ import hashlib
 import importlib.metadata
 import json
 import re
-from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -54,6 +52,7 @@ from ._onnx import (
     describe,
     first_line,
 )
+from ._weights import from_hub, gpu_is_there, sha256_of, stamp, value_of
 
 CARD = BackboneCard(
     title="timm",
@@ -119,7 +118,7 @@ def build(
     if engine == "onnx-int8" and device == "cuda":
         raise WrongInput(f"{wanted.name} got engine 'onnx-int8' with device 'cuda'; int8 runs on the CPU only.")
     if device == "auto":
-        device = "cuda" if engine in ("auto", "torch") and _gpu() else "cpu"
+        device = "cuda" if engine in ("auto", "torch") and gpu_is_there() else "cpu"
     if engine == "torch" or (engine == "auto" and device == "cuda"):
         return TorchBackbone(wanted, strides, device, threads)
     try:
@@ -145,7 +144,7 @@ def parse(argument: str) -> Wanted:
             raise WrongInput(
                 f"timm:{argument} has the option {part!r}; it must be OPTION=VALUE, once, and not reserved."
             )
-        options[key] = _value(value)
+        options[key] = value_of(value)
     weights = options.pop("weights", "pretrained")
     if weights not in ("random", "pretrained") or (weights == "random" and at):
         raise WrongInput(f"timm:{argument} must have weights=random, or @FILE, or neither for pretrained ones.")
@@ -170,19 +169,6 @@ def parse(argument: str) -> Wanted:
         download=download,
         size=size,
     )
-
-
-def _value(text: str) -> Any:
-    if "," in text:
-        return tuple(_value(part) for part in text.split(","))
-    if text.lower() in ("yes", "true", "no", "false"):
-        return text.lower() in ("yes", "true")
-    for number in (int, float):
-        try:
-            return number(text)
-        except ValueError:
-            continue
-    return text
 
 
 def _per_channel(argument: str, key: str, value: Any) -> tuple[float, ...] | None:
@@ -384,16 +370,6 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _gpu() -> bool:
-    """Whether torch sees a GPU; torch, slow to import, is asked only where a driver is present."""
-    driver = any(Path(p).exists() for p in ("/dev/nvidiactl", "/dev/dxg", r"C:\Windows\System32\nvcuda.dll"))
-    if not driver or find_spec("torch") is None:
-        return False
-    import torch
-
-    return torch.cuda.is_available()
-
-
 # --- weights ----------------------------------------------------------------------------------------------------------
 
 
@@ -406,8 +382,6 @@ def _weights(wanted: Wanted, timm: Any, size: int) -> Path:
         if not wanted.file.is_file():
             raise MissingWeights(f"{wanted.name} names the file {wanted.file}, which does not exist; check the path.")
         return wanted.file
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-
     cfg = timm.get_pretrained_cfg(wanted.network)
     if cfg is None or not cfg.hf_hub_id:
         raise MissingWeights(
@@ -415,25 +389,7 @@ def _weights(wanted: Wanted, timm: Any, size: int) -> Path:
             f"timm:{wanted.network}@FILE.safetensors, or choose another network."
         )
     filename = cfg.hf_hub_filename or "model.safetensors"
-    by_hand = cache_folder() / "weights" / f"{cfg.hf_hub_id.replace('/', '--')}.safetensors"
-    cached = try_to_load_from_cache(cfg.hf_hub_id, filename)
-    if isinstance(cached, str):
-        return Path(cached)
-    if by_hand.is_file():
-        return by_hand
-    reason = "are not on this machine"
-    advice = f"allow the download with {wanted.name}{'&' if '?' in wanted.argument else '?'}download=yes, or fetch it"
-    if wanted.download:
-        LOG.warning("downloading %s of %s, about %.0f MB, once", filename, cfg.hf_hub_id, size / 1e6)
-        try:
-            return Path(hf_hub_download(cfg.hf_hub_id, filename))
-        except Exception as error:  # connection, proxy, rights, disk: each library below has its own exceptions
-            reason, advice = f"could not be downloaded ({first_line(error)})", "fetch it"
-    raise MissingWeights(
-        f"the weights of {wanted.name} {reason}: they are the file {filename} (about {size / 1e6:.0f} MB) of "
-        f"{cfg.hf_hub_id} on the Hugging Face hub; {advice} on another machine and save it as {by_hand}, "
-        f"or name it with timm:{wanted.network}@FILE."
-    )
+    return from_hub(wanted.name, cfg.hf_hub_id, filename, size, download=wanted.download)
 
 
 def _load(body: Any, path: Path, wanted: Wanted) -> None:
@@ -490,7 +446,7 @@ def _onnx_backbone(
         "fingerprint": built.fingerprint,
         "multiple": multiple,
         "size": built.size,
-        "weights": _stamp(built.weights) if built.weights and wanted.file is None else None,
+        "weights": stamp(built.weights) if built.weights and wanted.file is None else None,
     }
     model = describe(model, about)
     source: Path | bytes = target
@@ -509,7 +465,7 @@ def _cached(wanted: Wanted, strides: tuple[int, ...]) -> tuple[Path, Path | None
     """
     if wanted.file is not None and not wanted.file.is_file():
         raise MissingWeights(f"{wanted.name} names the file {wanted.file}, which does not exist; check the path.")
-    weights = f"random {wanted.seed}" if wanted.random else _sha256(wanted.file) if wanted.file else "pretrained"
+    weights = f"random {wanted.seed}" if wanted.random else sha256_of(wanted.file) if wanted.file else "pretrained"
     parts = [FORMAT, wanted.network, wanted.options, wanted.mean, wanted.std, wanted.size, weights, strides]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
     folder, stem = cache_folder() / "onnx", f"{re.sub(r'[^A-Za-z0-9_.]', '_', wanted.network)}-{key}"
@@ -521,30 +477,6 @@ def _cached(wanted: Wanted, strides: tuple[int, ...]) -> tuple[Path, Path | None
     return target, target if target.is_file() else None
 
 
-def _sha256(path: Path) -> str:
-    """Of a file's content; remembered in the cache folder, as reading 300 MB takes longer than the rest of a start."""
-    stamp = _stamp(path.resolve())
-    memory = cache_folder() / "sha256" / f"{hashlib.sha256(stamp[0].encode()).hexdigest()[:16]}.json"
-    try:
-        *known, digest = json.loads(memory.read_text())
-        if known == stamp:
-            return digest
-    except (OSError, ValueError, TypeError):
-        pass  # not there yet, or damaged
-    hasher = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            hasher.update(block)
-    with suppress(CannotWrite):
-        write_atomic(memory, json.dumps([*stamp, hasher.hexdigest()]))
-    return hasher.hexdigest()
-
-
-def _stamp(path: Path) -> list[Any]:
-    """What changes when a file is replaced."""
-    return [str(path), path.stat().st_size, path.stat().st_mtime_ns]
-
-
-def _changed(stamp: list[Any] | None) -> bool:
+def _changed(known: list[Any] | None) -> bool:
     """Whether the pretrained weights on this machine were replaced since; deleted ones are not needed any more."""
-    return stamp is not None and Path(stamp[0]).is_file() and _stamp(Path(stamp[0])) != stamp
+    return known is not None and Path(known[0]).is_file() and stamp(Path(known[0])) != known

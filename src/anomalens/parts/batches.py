@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..images import resize, to_float
+from ..images import Interpolation, resize, to_float
 from ..types import Sample
 from .threads import cores
 
@@ -39,17 +39,21 @@ def batches(
     view: str = "image",
     *,
     keep_aspect: bool = False,
+    interpolation: Interpolation = "bilinear",
+    prepare: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Iterator[Batch]:
     """Read, resize to `size` = (height, width) and stack, up to `batch` at a time, one batch ahead of the consumer.
 
     keep_aspect: resize to about the area of `size` in the picture's own aspect ratio (see `same_area`); a batch then
         ends where the next picture gets another size.
+    prepare: changes each picture (H, W, 3) before it is resized; the type stays.
     """
 
     def load(sample: Sample) -> tuple[Sample, np.ndarray, tuple[int, int]]:
         picture = sample.image(view)
         original = (picture.shape[0], picture.shape[1])
-        scaled = to_float(resize(picture, same_area(original, size) if keep_aspect else size))
+        picture = prepare(picture) if prepare else picture
+        scaled = to_float(resize(picture, same_area(original, size) if keep_aspect else size, interpolation))
         return sample, np.moveaxis(scaled, 2, 0), original
 
     for _, alike in groupby(ahead(load, samples, depth=2 * batch), key=lambda loaded: loaded[1].shape):
