@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import types as _types
 import typing
 from collections.abc import Iterable, Iterator
@@ -51,6 +52,23 @@ class Detector:
         """Whether it learns anything; one that holds detectors learns when they do."""
         inner = [v for v in self.settings().values() if isinstance(v, Detector)]
         return bool(self.learned) or any(v.needs_fit for v in inner)
+
+    @property
+    def learns(self) -> bool:
+        """Whether `fit` makes a difference; a method may learn from normal pictures without needing any."""
+        return self.needs_fit or any(v.learns for v in self.settings().values() if isinstance(v, Detector))
+
+    @property
+    def draws(self) -> bool:
+        """Whether another `seed` makes another detector."""
+        return hasattr(self, "seed") or any(v.draws for v in self.settings().values() if isinstance(v, Detector))
+
+    @property
+    def trains_by_gradient(self) -> bool:
+        """Whether `fit` is a training, too long to be repeated; one that holds detectors trains when they do."""
+        card = getattr(sys.modules[type(self).__module__], "CARD", None)
+        inner = [v for v in self.settings().values() if isinstance(v, Detector)]
+        return getattr(card, "trains", "") == "gradient" or any(v.trains_by_gradient for v in inner)
 
     @property
     def fitted(self) -> bool:

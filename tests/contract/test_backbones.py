@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,8 +13,21 @@ from anomalens import backbones
 from anomalens.errors import MissingExtra, UnknownName, WrongInput
 from anomalens.parts.grids import to_numpy
 
-CHEAP = {"tiny": "tiny", "timm": "timm:resnet18?weights=random"}  # one of each family, without a file of weights
-STRIDES = (4, 8, 16)
+
+@dataclass(frozen=True)
+class Cheap:
+    """One of a family that needs no file of weights. strides: all that its outputs have, finest first."""
+
+    name: str
+    strides: tuple[int, ...] = (4, 8, 16)
+    engines: tuple[str, ...] = ("onnx", "torch")
+
+
+CHEAP = {
+    "tiny": Cheap("tiny"),
+    "timm": Cheap("timm:resnet18?weights=random"),
+    "clip": Cheap("clip:tiny?weights=random", strides=(16,), engines=("torch",)),
+}
 
 
 @pytest.fixture(scope="module")
@@ -23,26 +38,36 @@ def cache(tmp_path_factory):
         yield
 
 
-@pytest.fixture(scope="module", params=backbones.names())
-def name(request):
-    assert request.param in CHEAP, f"say how to make a cheap backbone of the family {request.param}"
+def built(cheap: Cheap, **settings):
+    try:
+        return backbones.get(cheap.name, device="cpu", **settings)
+    except MissingExtra as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(params=CHEAP)
+def family(request) -> Cheap:
     return CHEAP[request.param]
 
 
+@pytest.fixture
+def make(family, cache):
+    return partial(built, family)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param((c, engine), id=f"{name}-{engine}") for name, c in CHEAP.items() for engine in c.engines],
+)
+def pair(request) -> tuple[Cheap, str]:
+    """A family and one of its engines."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def make(name, cache):
-    def get(**settings):
-        try:
-            return backbones.get(name, device="cpu", **settings)
-        except MissingExtra as error:
-            pytest.skip(str(error))
-
-    return get
-
-
-@pytest.fixture(scope="module", params=["onnx", "torch"])
-def backbone(request, make):
-    return make(strides=STRIDES, engine=request.param)
+def backbone(pair, cache):
+    cheap, engine = pair
+    return built(cheap, strides=cheap.strides, engine=engine)
 
 
 @pytest.fixture
@@ -50,11 +75,16 @@ def images():
     return np.random.default_rng(0).random((3, 3, 96, 64), dtype=np.float32)
 
 
-def test_it_says_what_it_is(backbone, name):
-    assert backbone.name == name
-    assert backbone.strides == STRIDES
+def test_every_family_is_tested():
+    assert set(CHEAP) == set(backbones.names()), "say how to make a cheap backbone of the new family"
+
+
+def test_it_says_what_it_is(backbone, pair):
+    cheap, engine = pair
+    assert backbone.name == cheap.name
+    assert backbone.strides == cheap.strides
     assert backbone.device == "cpu"
-    assert backbone.engine in ("onnx", "torch")
+    assert backbone.engine == engine
     assert len(backbone.fingerprint) == 64
     int(backbone.fingerprint, 16)
 
@@ -115,20 +145,30 @@ def test_wrong_input_is_refused(backbone, wrong):
         backbone(wrong)
 
 
-def test_engines_agree_and_share_a_fingerprint(make, images):
-    onnx, torch = make(strides=STRIDES, engine="onnx"), make(strides=STRIDES, engine="torch")
-    assert onnx.fingerprint == torch.fingerprint
-    assert onnx.channels == torch.channels
-    for a, b in zip(onnx(images), torch(images), strict=True):
-        assert np.abs(a - to_numpy(b)).max() <= 1e-4 * np.abs(a).max()
+def test_engines_agree_and_share_a_fingerprint(family, make, images):
+    first, *others = (make(strides=family.strides, engine=engine) for engine in family.engines)
+    for other in others:
+        assert first.fingerprint == other.fingerprint
+        assert first.channels == other.channels
+        for a, b in zip(first(images), other(images), strict=True):
+            assert np.abs(to_numpy(a) - to_numpy(b)).max() <= 1e-4 * np.abs(to_numpy(a)).max()
 
 
-def test_strides_are_chosen_and_come_finest_first(make, images):
-    both, one = make(strides=(8, 4), engine="torch"), make(strides=(8,), engine="torch")
-    assert both.strides == (4, 8)
-    fine, coarse = both(images)
-    assert tuple(fine.shape[2:]) == (24, 16)
-    assert np.allclose(to_numpy(one(images)[0]), to_numpy(coarse), atol=1e-5)
+def test_an_engine_that_it_does_not_have_is_refused(family, make):
+    for engine in {"onnx", "torch"} - set(family.engines):
+        with pytest.raises(WrongInput, match=engine):
+            make(strides=family.strides, engine=engine)
+
+
+def test_strides_are_chosen_and_come_finest_first(family, make, images):
+    turned, alone = (
+        make(strides=family.strides[::-1], engine="torch"),
+        make(strides=family.strides[-1:], engine="torch"),
+    )
+    assert turned.strides == family.strides
+    outputs = turned(images)
+    assert [tuple(y.shape[2:]) for y in outputs] == [(96 // s, 64 // s) for s in family.strides]
+    assert np.allclose(to_numpy(alone(images)[0]), to_numpy(outputs[-1]), atol=1e-5)
 
 
 @pytest.mark.parametrize("settings", [{"strides": ()}, {"strides": (8, 8)}, {"strides": (7,)}, {"engine": "onx"}])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from anomalens.types import Sample, View
 
 FILE = Path(__file__).with_name("scores.json")
 RELATIVE = 2e-3  # other CPUs and versions of numpy and ONNX Runtime round differently
+TRAINED = 5e-2  # and rounding grows while a gradient descends
 
 
 def picture(index: int) -> np.ndarray:
@@ -30,24 +32,37 @@ def picture(index: int) -> np.ndarray:
     return values.astype(np.uint8)
 
 
-def sample(index: int) -> Sample:
-    return Sample(str(index), {"image": View("image", partial(picture, index))})
+def sample(index: int, lights: bool = False) -> Sample:
+    """One picture; or three lights of one thing, only the last of which shows the square."""
+    if not lights:
+        return Sample(str(index), {"image": View("image", partial(picture, index))})
+    shown = (index % 100, 50 + index % 100, index)
+    return Sample(str(index), {f"light_{k}": View(f"light_{k}", partial(picture, i)) for k, i in enumerate(shown)})
 
 
 def scores(name: str) -> list[float]:
-    hints = setting_types(module("detectors", "detector", name).DETECTOR)
-    settings = {"inner": al.create("patchcore", image_size=64)} if "inner" in hints else {}
+    cls = module("detectors", "detector", name).DETECTOR
+    hints = setting_types(cls)
+    settings: dict[str, Any] = {"inner": al.create("patchcore", image_size=64)} if "inner" in hints else {}
     if "image_size" in hints:
         settings["image_size"] = 160 if al.card(name).trains == "no" else 64
-    detector = al.create(name, **settings).fit([sample(i) for i in range(6)])
-    return [p.score for p in detector.predict([sample(i) for i in (10, 11, 100, 101)])]
+    if str(getattr(cls, "backbone", "")).startswith("clip:"):
+        settings |= {
+            k: v for k, v in {"backbone": "clip:tiny?weights=random", "adapter": "random"}.items() if k in hints
+        }
+    if "steps" in hints:  # of detectors that train
+        settings["steps"] = 10
+    lights = "image" not in al.card(name).needs
+    detector = al.create(name, **settings).fit([sample(i, lights) for i in range(6)])
+    return [p.score for p in detector.predict([sample(i, lights) for i in (10, 11, 100, 101)])]
 
 
 @pytest.mark.parametrize("name", al.names())
 def test_scores_are_those_stored(name):
     stored = json.loads(FILE.read_text(encoding="utf-8"))
     assert name in stored, f"{name} has no stored scores: python tests/reference/test_scores.py"
-    assert scores(name) == pytest.approx(stored[name], rel=RELATIVE)
+    allowed = TRAINED if al.card(name).trains == "gradient" else RELATIVE
+    assert scores(name) == pytest.approx(stored[name], rel=allowed)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from .. import __version__
 from ..errors import AnomalensError
 
 REJECTED = 3  # exit code of --fail-on when something was found
+INCOMPLETE = 4  # exit code of bench when cells failed
 
 
 class Sentence(click.ClickException):
@@ -40,8 +41,10 @@ class Main(click.Group):
 def options(*names: str) -> Callable[[Any], Any]:
     """Options that several commands share, declared once."""
     known = {
-        "method": click.option("--method", metavar="NAME", help="Detector; `anomalens list` shows all."),
-        "backbone": click.option("--backbone", metavar="NAME", help="tiny, tiny:int8, timm:NAME or timm:NAME@FILE."),
+        "method": click.option("--method", metavar="NAME", help="Detector; `anomalens list` shows all, auto chooses."),
+        "backbone": click.option("--backbone", metavar="NAME", help="tiny, tiny:int8, timm:NAME, clip:NAME; NAME@FILE."),
+        "object": click.option("--object", "thing", metavar="NAME",
+                               help="What the thing is called, for methods that read sentences [default: its category]."),
         "rate": click.option("--false-alarm-rate", "rate", type=float, metavar="A",
                              help="Share of good pictures that may be rejected [default: 0.01, or the lowest promised]."),
         "roi": click.option("--roi", type=click.Path(), metavar="MASK",
@@ -68,6 +71,21 @@ def options(*names: str) -> Callable[[Any], Any]:
     return apply
 
 
+class ManyWords(click.Command):
+    """Lets --data and --validate take several words: `--data A B` is `--data A --data B`."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        spread: list[str] = []
+        option = ""
+        for word in args:
+            if word.startswith("-"):
+                option = word if word in ("--data", "--validate") else ""
+            elif option and spread[-1] != option:
+                spread.append(option)
+            spread.append(word)
+        return super().parse_args(context, spread)
+
+
 @click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="anomalens")
 def main() -> None:
@@ -84,7 +102,7 @@ def main() -> None:
 @click.option("--good", type=click.Path(), help="Folder of good pictures. Without it a zero-shot method is used.")
 @click.option("--out", type=click.Path(), default="anomalens-report", show_default=True, help="Folder of the report.")
 @click.option("--save-model", type=click.Path(), help="Also save the fitted detector here.")
-@options("method", "backbone", "rate", "roi", "tile", "min_area", "memory", "seed", "device", "set", "maps",
+@options("method", "object", "backbone", "rate", "roi", "tile", "min_area", "memory", "seed", "device", "set", "maps",
          "fail_on", "json")  # fmt: skip
 def inspect(new: str, good: str | None, out: str, save_model: str | None, fail_on: str | None, as_json: bool,
             **how: Any) -> None:  # fmt: skip
@@ -98,13 +116,14 @@ def inspect(new: str, good: str | None, out: str, save_model: str | None, fail_o
 @main.command()
 @click.argument("good", type=click.Path())
 @click.option("--out", type=click.Path(), required=True, help="Folder of the saved detector.")
-@options("method", "backbone", "roi", "tile", "memory", "seed", "device", "set", "json")
+@options("method", "object", "backbone", "roi", "tile", "memory", "seed", "device", "set", "json")
 def fit(good: str, out: str, as_json: bool, **how: Any) -> None:
     """Learn from good pictures, calibrate and save the detector."""
     from . import tasks
 
     summary = tasks.fit(good, out, quiet=as_json, **how)
-    click.echo(json.dumps(summary) if as_json else summary["words"])
+    if tasks.rank() == 0:
+        click.echo(json.dumps(summary) if as_json else summary["words"])
 
 
 @main.command()
@@ -123,7 +142,7 @@ def add(model: str, good: str, as_json: bool) -> None:
 @click.argument("model", type=click.Path())
 @click.argument("new", type=click.Path())
 @click.option("--out", type=click.Path(), default="anomalens-report", show_default=True, help="Folder of the report.")
-@options("rate", "min_area", "device", "maps", "fail_on", "json")
+@options("object", "rate", "min_area", "device", "maps", "fail_on", "json")
 def predict(model: str, new: str, out: str, fail_on: str | None, as_json: bool, **how: Any) -> None:
     """Judge new pictures with a saved detector, write a report."""
     from . import tasks
@@ -157,12 +176,63 @@ def data(name: str, root: str, decode: bool, as_json: bool) -> None:
 
 
 @main.command(name="list")
+@click.option("--setting", metavar="NAME", help="full-shot (also: unsupervised), few-shot, zero-shot, ...")
+@click.option("--modality", metavar="NAME", help="What it looks at: image, lights, ...")
+@click.option("--level", metavar="NAME", help="What it finds: structural or semantic.")
+@click.option("--family", metavar="NAME", help="How it works: memory, gaussian, distillation, vision-language, ...")
+@click.option("--where", multiple=True, metavar="FIELD=VALUE", help="Any field of a card; may be repeated.")
 @options("json")
-def list_(as_json: bool) -> None:
-    """All detectors, one line each."""
+def list_(setting: str | None, modality: str | None, level: str | None, family: str | None, where: tuple[str, ...],
+          as_json: bool) -> None:  # fmt: skip
+    """Detectors, one line each: all, or those whose card says so."""
     from .catalogue import listing
 
-    click.echo(listing(as_json), nl=False)
+    named = {"settings": setting, "needs": modality, "levels": level, "family": family}
+    wanted = [f"{field}={value}" for field, value in named.items() if value]
+    click.echo(listing(as_json, [*wanted, *where]), nl=False)
+
+
+@main.command()
+@click.argument("data", type=click.Path(), required=False)
+@click.option("--normals", type=int, metavar="N", help="Good pictures [default: counted in DATA].")
+@click.option("--abnormals", type=int, metavar="N", help="Labelled bad pictures to learn from [default: counted].")
+@click.option("--train-clean", type=click.Choice(["yes", "unknown"]), help="Are all good pictures good? [default: yes]")
+@click.option("--categories", type=int, metavar="N", help="Kinds of things to serve [default: counted].")
+@click.option("--unified", is_flag=True, help="One model for all categories.")
+@click.option(
+    "--view",
+    "views",
+    multiple=True,
+    type=click.Choice(["image", "lights", "points", "depth", "video", "series"]),
+    help="What there is of each thing; may be repeated [default: found].",
+)
+@click.option("--anomaly", type=click.Choice(["structural", "semantic", "both"]), help="What is looked for.")
+@click.option("--surface", type=click.Choice(["texture", "object"]), help="[default: measured]")
+@click.option("--pose", type=click.Choice(["aligned", "small", "free"]), help="How things lie [default: measured].")
+@click.option("--imaging", multiple=True, type=click.Choice(["uneven-light", "blur", "noise"]), help="May be repeated.")
+@click.option("--test-batch", type=int, metavar="N", help="Pictures that may be judged together [default: counted].")
+@click.option("--abnormal-share", type=float, metavar="S", help="Share of bad ones among these [default: 0.2].")
+@click.option("--text", type=click.Choice(["none", "class-name", "expert"]), help="What you can write.")
+@click.option(
+    "--rules",
+    is_flag=False,
+    flag_value="yes",
+    type=click.Choice(["no", "yes", "with-objects"]),
+    help="Are there written rules; can the parts they name be marked?",
+)
+@click.option("--need", multiple=True, type=click.Choice(["score", "map", "text"]), help="[default: score, map]")
+@click.option("--gpu", type=click.Choice(["none", "fit", "both"]), help="[default: looked for]")
+@click.option("--latency-ms", type=float, metavar="MS", help="Allowed for one picture.")
+@click.option("--storage-mb", type=float, metavar="MB", help="Allowed for a fitted model.")
+@click.option("--online", is_flag=True, help="Models on other machines may be asked.")
+@click.option("--commercial", is_flag=True, help="Licences of weights must allow commercial use.")
+@click.option("--with-weights", is_flag=True, help="As if all weights and optional libraries were on this machine.")
+@options("json")
+def recommend(data: str | None, as_json: bool, online: bool, **given: Any) -> None:
+    """The best three methods for the pictures in DATA (or for what the options say), why, and what to type next."""
+    from .recommend import recommending
+
+    click.echo(recommending(data, as_json, offline=not online, **given), nl=False)
 
 
 @main.command()
@@ -185,6 +255,71 @@ def demo(out: str, category: str, seed: int, as_json: bool) -> None:
 
     result = tasks.demo(out, category, seed, quiet=as_json)
     click.echo(json.dumps(result) if as_json else result["words"])
+
+
+@main.command()
+@click.argument("plan", type=click.Path(), required=False)
+@click.option("--out", type=click.Path(), default="anomalens-bench", show_default=True, help="Folder of results.jsonl.")
+@click.option("--method", multiple=True, metavar="NAME", help="Detector to compare; may be repeated, as the next four.")
+@click.option("--data", multiple=True, metavar="[READER=]ROOT", help="Folder of labelled pictures [reader: folder].")
+@click.option("--category", multiple=True, metavar="NAME", help="[default: all]")
+@click.option(
+    "--shots", multiple=True, metavar="K", help="Good pictures to learn from, a number or full [default: full]."
+)
+@click.option("--backbone", multiple=True, metavar="NAME", help="For every method that looks through one.")
+@click.option("--seeds", type=int, metavar="N", help="Seeds 0 to N - 1 [default: 1].")
+@click.option(
+    "--robustness",
+    is_flag=False,
+    flag_value="rad-lite",
+    metavar="[SUITE]",
+    help="Disturb the test pictures too: rad-lite (if none is named), full or smoke.",
+)
+@click.option("--mode", metavar="MODE", help="What learns from disturbed pictures: shift (none), matched or mixed.")
+@click.option("--limit", type=int, metavar="N", help="At most N good and N anomalous test pictures.")
+@click.option(
+    "--processes", type=int, metavar="N", help="Jobs at once, each in a process of its own [default: in this one]."
+)
+@options("json")
+def bench(plan: str | None, out: str, as_json: bool, **how: Any) -> None:
+    """Compare methods on labelled data, as a PLAN (.toml or .json) or the options say; stopped, it goes on."""
+    from .bench import bench as run_bench
+
+    summary = run_bench(plan, out, quiet=as_json, **how)
+    click.echo(json.dumps(summary) if as_json else summary["words"])
+    if summary["failed"]:
+        sys.exit(INCOMPLETE)
+
+
+@main.command()
+@click.argument("results", nargs=-1, required=True, type=click.Path())
+@click.option("--out", type=click.Path(), default="benchmark-report", show_default=True, help="Folder of the report.")
+@click.option("--metric", default="", metavar="NAME", help="Headline [default: image.auroc].")
+@click.option("--baseline", default="", metavar="METHOD", help="What losses are compared with [default: patchcore].")
+@click.option("--pictures", type=click.Path(), metavar="PATH", help="Picture to show disturbances on [default: drawn].")
+@options("json")
+def report(results: tuple[str, ...], out: str, as_json: bool, **how: Any) -> None:
+    """Turn results of `bench` into a page, and into tables to publish (Markdown, LaTeX, CSV, JSON)."""
+    from . import bench_report
+
+    summary = bench_report.report(results, out, **how)
+    click.echo(json.dumps(summary) if as_json else summary["words"])
+
+
+@main.command(name="train-aux", cls=ManyWords)
+@click.argument("method")
+@click.option("--data", multiple=True, required=True, metavar="READER=ROOT...", help="Annotated data to learn from.")
+@click.option("--out", type=click.Path(), required=True, help="File of the adapter, .safetensors.")
+@click.option("--validate", multiple=True, metavar="READER=ROOT...", help="Keep the epoch that is best on these.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Passes over the data [default: the method's].")
+@click.option("--recipe", metavar="NAME", help="Where the method knows several: published is what its authors did.")
+@options("backbone", "seed", "device", "set", "json")
+def train_aux_(method: str, data: tuple[str, ...], out: str, as_json: bool, **how: Any) -> None:
+    """Train what a zero-shot METHOD needs, on annotated pictures of other things."""
+    from .train_aux import train_aux
+
+    summary = train_aux(method, data, out, quiet=as_json, **how)
+    click.echo(json.dumps(summary) if as_json else summary["words"])
 
 
 def _conclude(summary: dict[str, Any], as_json: bool, fail_on: str | None) -> None:

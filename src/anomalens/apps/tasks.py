@@ -23,10 +23,13 @@ from ..detector import Detector, create, setting_types
 from ..errors import Unreadable, WrongInput, unknown
 from ..files import write_atomic
 from ..parts.sizes import parse_bytes
+from ..parts.train import rank
 from ..regions import find_regions
 from ..registry import resolve
 from ..types import Prediction, Sample, Verdict
-from .progress import Watch, say
+from . import recommend
+from .naming import called
+from .progress import Watch, say, shown_training
 from .report import Summary
 from .run_folder import RunFolder
 
@@ -57,7 +60,7 @@ def inspect(
     pictures = Folder(new)
     learn = Folder(good) if good else None
     fresh, words = apart(pictures, learn)
-    detector, choice = choose(method, learn is not None, seed=seed, **how)
+    detector, choice = choose(method, learn is not None, new=new, good=good, seed=seed, **how)
     say(choice, quiet)
     for line in words:
         say(line, quiet)
@@ -72,7 +75,8 @@ def inspect(
         if learn and kept.exists():
             detector = store.load(kept)
         elif learn:
-            fit_calibrated(detector, normal, seed=seed, track=watch)
+            with shown_training(quiet, run.scratch / "training"):
+                fit_calibrated(detector, normal, seed=seed, rate=rate, track=watch)
             if watch.unreadable:
                 words.append(left_out(watch.unreadable))
                 say(words[-1], quiet)
@@ -87,16 +91,22 @@ def inspect(
 def fit(
     good: str, out: str, *, method: str | None = None, seed: int = 0, quiet: bool = False, **how: Any
 ) -> dict[str, Any]:
-    """Learn from good pictures, calibrate on them and save the detector to `out`."""
+    """Learn from good pictures, calibrate on them and save the detector to `out`.
+
+    Of several processes (see docs/training.md) the first one speaks and saves.
+    """
+    quiet = quiet or rank() > 0
     watch = Watch(quiet)
     folder = Folder(good)
-    detector, choice = choose(method, True, seed=seed, **how)
+    detector, choice = choose(method, True, good=good, seed=seed, **how)
     say(choice, quiet)
     say(folder.describe(), quiet)
     normal = good_ones(folder)
     enough(normal, detector, good)
-    fit_calibrated(detector, normal, seed=seed, track=watch)
-    store.save(detector, out)
+    with shown_training(quiet):
+        fit_calibrated(detector, normal, seed=seed, track=watch)
+    if rank() == 0:
+        store.save(detector, out)
     calibration = detector.calibration
     assert calibration is not None
     words = [
@@ -139,10 +149,13 @@ def predict(
     min_area: int = 4,
     device: str = "auto",
     maps: bool = True,
+    thing: str | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Judge `new` with a saved detector and write the report to `out`."""
     detector = load(model, device)
+    if thing:
+        rename(detector, thing)
     pictures = Folder(new)
     fresh = pictures.samples()
     words = [new_in_words(pictures, fresh)]
@@ -177,12 +190,14 @@ def evaluate(
     by_id = {s.id: s for s in test}
     masked = any(s.mask is not None for s in test)
     scored: list[tuple[float, int]] = []
+    categories: list[str] = []
     pairs: list[tuple[np.ndarray, np.ndarray | None]] = []
     kept = 0  # pixels in pairs
     stream: metrics.PixelAccumulator | None = None
     for prediction in detector.predict(watch(test, "judging labelled pictures", len(test))):
         sample = by_id[prediction.id]
         scored.append((prediction.score, int(bool(sample.label))))
+        categories.append(prediction.category or sample.category)
         if not masked or prediction.map is None or (sample.label and sample.mask is None):
             continue
         pairs.append((prediction.map, sample.mask.read() if sample.mask is not None else None))
@@ -211,7 +226,8 @@ def evaluate(
     if detector.calibration is not None:
         calibration = detector.calibration
         used = calibration.rate(rate)
-        rejected = np.array([calibration.verdict(calibration.p_value(s), used) == "reject" for s in scores])
+        own = [calibration.own(category, used) for category in categories]
+        rejected = np.array([c.verdict(c.p_value(s), used) == "reject" for c, s in zip(own, scores, strict=True)])
         result["at_threshold"] = {
             "false_alarm_rate": used,
             "good_rejected": int(rejected[~labels].sum()), "good": int((~labels).sum()),
@@ -273,10 +289,16 @@ def demo(out: str, category: str = "cloth", seed: int = 0, quiet: bool = False) 
 
 
 def choose(
-    method: str | None, has_good: bool, *, tile: int | None = None, roi: str | None = None, **how: Any
-) -> tuple[Detector, str]:
-    """The detector to use, wrapped for tiles and region of interest where asked for, and a sentence that says why."""
-    if method:
+    method: str | None, has_good: bool, *, new: str | None = None, good: str | None = None, tile: int | None = None,
+    roi: str | None = None, **how: Any,
+) -> tuple[Detector, str]:  # fmt: skip
+    """The detector to use, wrapped for tiles and region of interest where asked for, and a sentence that says why.
+
+    new, good: the folders; the method `auto` looks into them.
+    """
+    if method == "auto":
+        name, why = recommend.auto(new, good, how.get("device", "auto"))
+    elif method:
         name, why = (
             resolve("detectors", "detector", method),
             f"Method: {registry.card(method).title}.",
@@ -293,7 +315,12 @@ def choose(
     if not has_good and registry.card(name).normals[0] > 0:
         ready = [n for n in registry.names() if registry.card(n).normals[0] == 0]
         raise WrongInput(f"{name} learns from good pictures; give --good GOOD, or use {' or '.join(ready)} without.")
-    made = create(name, **settings_for(name, **how))
+    settings = settings_for(name, **how)
+    if "object" in setting_types(registry.class_of(name)):
+        settings.setdefault("object", called(new, good))
+        if settings["object"]:
+            why += f" Its sentences call the thing {settings['object']!r}; --object NAME chooses another name."
+    made = create(name, **settings)
     if tile:
         made = create("tiled", inner=made, tile=tile, overlap=min(64, tile // 4))
     if roi:
@@ -305,7 +332,7 @@ def choose(
 
 def settings_for(
     name: str, *, backbone: str | None = None, limit_memory: str | None = None, seed: int = 0, device: str = "auto",
-    settings: Iterable[str] = (),
+    thing: str | None = None, settings: Iterable[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Options of the command line as settings of one method; `settings` are KEY=VALUE texts."""
     hints = setting_types(registry.class_of(name))
@@ -317,6 +344,10 @@ def settings_for(
         if "backbone" not in hints:
             raise WrongInput(f"{name} looks through no backbone; leave --backbone out, or set it with --set inner=...")
         chosen["backbone"] = backbone
+    if thing:
+        if "object" not in hints:
+            raise WrongInput(f"{name} reads no sentences, so it needs no name of the thing; leave --object out.")
+        chosen["object"] = thing
     for text in settings:
         key, equals, value = text.partition("=")
         if not equals:
@@ -345,6 +376,25 @@ def load(model: str, device: str) -> Detector:
             if hasattr(part, "device"):
                 part.device = device
     return detector
+
+
+def rename(detector: Detector, thing: str) -> None:
+    """Let a loaded detector call the thing by another name.
+
+    Raises:
+        WrongInput: it reads no names, or its threshold was calibrated with another one.
+    """
+    readers: list[Any] = [part for part in _parts(detector) if hasattr(part, "object")]
+    if not readers:
+        raise WrongInput(f"{detector.method} reads no sentences, so it needs no name of the thing; leave --object out.")
+    for part in readers:
+        if detector.calibration is not None and part.object != thing:
+            called_now = repr(part.object) if part.object else "by its category"
+            raise WrongInput(
+                f"the threshold of this {detector.method} was calibrated with the thing called {called_now}, not {thing!r}; "
+                f"leave --object out, or fit again with --object {thing!r}."
+            )
+        part.object = thing
 
 
 def _parts(detector: Detector) -> Iterator[Detector]:
@@ -430,7 +480,7 @@ def _digest(content: Any) -> str:
 
 def fingerprint_of(detector: Detector) -> str | None:
     """sha256 over what a fitted detector has learnt; None before fit."""
-    if not detector.fitted or not detector.needs_fit:
+    if not detector.fitted or not detector.learns:
         return None
     arrays: dict[str, np.ndarray] = {}
     text = json.dumps(store.pack(detector, "", arrays), sort_keys=True, default=str)
@@ -480,10 +530,12 @@ def _judge(
     pending = list(run.pending(samples))
     started = time.perf_counter()
     for prediction in detector.predict(watch(pending, "judging new pictures", len(pending))):
-        judged = (
-            calibration.judge(prediction, rate, min_area) if calibration else with_own_regions(prediction, min_area)
-        )
         sample = by_id[prediction.id]
+        judged = (
+            calibration.judge(prediction, rate, min_area, sample.category)
+            if calibration
+            else with_own_regions(prediction, min_area)
+        )
         run.add(judged, path=_path(sample), label=sample.label)
     for name, why in watch.unreadable.items():
         run.fail(name, why, path=_path(by_id[name]))
@@ -533,8 +585,9 @@ def describe_run(
     limits = calibration.pixel_thresholds(used)
     summary["sentences"] = calibration.sentences(rate)
     summary["good_scores"] = [float(s) for s in calibration.scores]
-    summary["reject"] = _finite(calibration.threshold(used))
-    summary["review"] = _finite(calibration.threshold(review_rate(used)))
+    if not any(calibration.own(name, used) is part for name, part in calibration.parts.items()):  # one line for all
+        summary["reject"] = _finite(calibration.threshold(used))
+        summary["review"] = _finite(calibration.threshold(review_rate(used)))
     summary["pixel_threshold"] = _finite(limits[1]) if limits else None
     return summary
 
