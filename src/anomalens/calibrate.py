@@ -2,15 +2,17 @@
 
 The scores of n normal pictures that the detector has not learnt from are kept. If a new normal picture is drawn like
 those n (exchangeable), the chance that its p-value is at most a is at most a, whatever the detector and the
-distribution of its scores. Test labels never enter.
+distribution of its scores. Test labels never enter. Where the pictures are of several categories the same holds within
+each of them, for its own scores (Mondrian conformal prediction).
 
-Source: Vovk, Gammerman, Shafer 2005, Algorithmic Learning in a Random World; Laxhammar and Falkman 2011 for anomaly
-detection; cross-fitting as in Vovk 2015, https://doi.org/10.1007/s10472-013-9368-4.
+Source: Vovk, Gammerman, Shafer 2005, Algorithmic Learning in a Random World, section 4.5 for categories; Laxhammar and
+Falkman 2011 for anomaly detection; cross-fitting as in Vovk 2015, https://doi.org/10.1007/s10472-013-9368-4.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -27,11 +29,17 @@ if TYPE_CHECKING:
 
     AnyDetector = TypeVar("AnyDetector", bound=Detector)
 
+Measured = tuple[float, float, float, str]  # score, highest map value, its LOW_QUANTILE, category
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]  # wraps an iterable to show progress: (items, what, total)
 
 REVIEW = 5  # the review zone reaches from the false-alarm rate a to REVIEW * a
 HOLD_OUT_FROM = 300  # normal pictures from which a third is held out; below, cross-fitting uses every picture
 FOLDS = 5
+MOST_ASIDE = 3  # a training that is not repeated leaves out at most one picture in so many,
+LEAST_ASIDE = 5  # and at least one in so many,
+AIM = 0.05  # or what this false-alarm rate needs, where none is asked for
+NAMED = 4  # categories that a sentence names; of more it gives the number
+SLACK = 1e-12  # rounding that comparisons of rates forgive
 LOW_QUANTILE = 0.995  # share of a normal picture's pixels that the lower hysteresis threshold lies above
 
 
@@ -43,12 +51,16 @@ class Calibration:
         LOW_QUANTILE; empty where the method gives no map.
     how: held-out, or cross-fitted (each picture scored by a detector fitted without it), or unseen (the detector
         learns nothing, so that every normal picture is unseen).
+    categories: (n,) the category behind each score; empty where all are of one.
+    given: number of good pictures of which these were kept aside because the detector is trained only once; else 0.
     """
 
     scores: np.ndarray
     peaks: np.ndarray
     highs: np.ndarray
     how: Literal["held-out", "cross-fitted", "unseen"]
+    categories: tuple[str, ...] = ()
+    given: int = 0
 
     @property
     def count(self) -> int:
@@ -62,6 +74,21 @@ class Calibration:
     @cached_property
     def _ascending(self) -> np.ndarray:
         return np.sort(self.scores)
+
+    @cached_property
+    def parts(self) -> dict[str, Calibration]:
+        """By category, in alphabetical order: what its own normal pictures score; empty where all are of one."""
+        names, parts = np.array(self.categories), {}
+        for name in sorted(set(self.categories)):
+            own = names == name
+            peaks, highs = (x[own] if len(x) else x for x in (self.peaks, self.highs))
+            parts[name] = Calibration(self.scores[own], peaks, highs, self.how)
+        return parts
+
+    def own(self, category: str, rate: float) -> Calibration:
+        """What judges a picture of this category: its own scores where they can promise the rate, else all of them."""
+        part = self.parts.get(category)
+        return part if part is not None and part.smallest_rate <= rate + SLACK else self
 
     def p_value(self, score: float) -> float:
         """(1 + number of normal scores >= score) / (n + 1); a small value means that normal pictures rarely get there."""
@@ -82,8 +109,7 @@ class Calibration:
 
     def verdict(self, p_value: float, rate: float) -> Verdict:
         """reject at p <= rate, review at p <= review_rate(rate), else pass."""
-        slack = 1e-12
-        return "reject" if p_value <= rate + slack else "review" if p_value <= review_rate(rate) + slack else "pass"
+        return "reject" if p_value <= rate + SLACK else "review" if p_value <= review_rate(rate) + SLACK else "pass"
 
     def pixel_thresholds(self, rate: float) -> tuple[float, float] | None:
         """(low, high) map values for regions, or None without maps.
@@ -98,15 +124,19 @@ class Calibration:
         low = _conformal_threshold(np.sort(self.highs), reachable)
         return min(low, high), high
 
-    def judge(self, prediction: Prediction, rate: float | None = None, min_area: int = 1) -> Prediction:
+    def judge(
+        self, prediction: Prediction, rate: float | None = None, min_area: int = 1, category: str = ""
+    ) -> Prediction:
         """The same prediction with p-value, verdict and, unless it passes, regions.
 
-        min_area: smallest region kept, in pixels of the picture.
+        min_area: smallest region kept, in pixels of the picture. category: of the sample; it counts where the method
+            did not decide on one by itself.
         """
         rate = self.rate(rate)
-        p_value = self.p_value(prediction.score)
-        verdict = self.verdict(p_value, rate)
-        limits = self.pixel_thresholds(rate)
+        own = self.own(prediction.category or category, rate)
+        p_value = own.p_value(prediction.score)
+        verdict = own.verdict(p_value, rate)
+        limits = own.pixel_thresholds(rate)
         regions = prediction.regions
         if verdict != "pass" and prediction.map is not None and limits is not None:
             regions = find_regions(prediction.map, low=limits[0], high=limits[1], min_area=min_area)
@@ -120,24 +150,60 @@ class Calibration:
         """The promise, and then what it rests on and how far it goes."""
         rate, n = self.rate(wanted), self.count
         if rate < self.smallest_rate:
-            needed = math.ceil(1 / rate - 1e-9) - 1
             return [
-                f"{n} good pictures cannot promise a false-alarm rate below {percent(self.smallest_rate)}, so nothing is "
-                f"rejected at {percent(rate)}. What stands out is marked for review.",
-                f"{needed} good pictures would allow {percent(rate)}.",
+                f"{n} good pictures{self._aside()}{',' * bool(self.given)} cannot promise a false-alarm rate below "
+                f"{percent(self.smallest_rate)}, so nothing is rejected at {percent(rate)}. What stands out is marked for "
+                "review.",
+                f"{self._enough(rate)} would allow {percent(rate)}.",
+                *self._about_categories(rate),
             ]
         source = {
-            "held-out": f"from {n} good pictures kept aside from fitting",
+            "held-out": f"from {n} good pictures{self._aside() or ' kept aside from fitting'}",
             "cross-fitted": f"from {n} good pictures, each scored by a model fitted without it",
             "unseen": f"from {n} good pictures, of which the method learns nothing",
         }[self.how]
         low, high = self.actual_rate(rate)
-        least = f" {n} good pictures cannot promise less; 99 would allow 1 %." if wanted is None and rate > 0.01 else ""
+        least = (
+            f" {n} good pictures cannot promise less; {self._enough(0.01)} would allow 1 %."
+            if wanted is None and rate > 0.01
+            else ""
+        )
         return [
             f"At most {percent(rate)} of good pictures like these will be rejected.",
             f"That is an average over draws of good pictures, {source}; for this very draw the rate lies between "
             f"{percent(low)} and {percent(high)} with 95 % confidence.{least}",
+            *self._about_categories(rate),
         ]
+
+    def _aside(self) -> str:
+        """Why so few of those that were given."""
+        return f" of {self.given}, kept aside because the method is trained only once" if self.given else ""
+
+    def _enough(self, rate: float) -> str:
+        """How many good pictures could promise a rate."""
+        needed = needed_for(rate)
+        return f"{needed} of at least {MOST_ASIDE * needed} good pictures" if self.given else f"{needed} good pictures"
+
+    def _about_categories(self, rate: float) -> list[str]:
+        """Which categories have a threshold of their own, and what holds for the others."""
+        enough = [name for name, part in self.parts.items() if part.smallest_rate <= rate + SLACK]
+        few = {name: part for name, part in self.parts.items() if name not in enough}
+        words = []
+        if enough:
+            own = _listed([f"{name or 'no name'} ({self.parts[name].count})" for name in enough])
+            words.append(
+                f"Judged by the good pictures of their own category, for which the promise holds by itself: {own}."
+            )
+        if few:
+            limits = _listed(
+                [f"{name or 'no name'} ({p.count}: {percent(p.smallest_rate)} at best)" for name, p in few.items()]
+            )
+            words.append(
+                f"Too few for a threshold of their own at {percent(rate)}, which takes {needed_for(rate)}: {limits}. "
+                f"They, and pictures of unknown category, are judged by all {self.count} together: that promise is for the "
+                "mixture, and one category may be rejected more often."
+            )
+        return words
 
     def actual_rate(self, rate: float) -> tuple[float, float]:
         """95 % range of the false-alarm rate that this very threshold has: it follows Beta(k, n + 1 - k)."""
@@ -145,34 +211,46 @@ class Calibration:
         return _beta_quantile(0.025, k, self.count), _beta_quantile(0.975, k, self.count)
 
     def to_dict(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        """Fields that say nothing (no categories, all pictures used) are left out."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {k: v for k, v in values.items() if k not in ("categories", "given") or v}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Calibration:
         """Raises WrongInput for values that no calibration has."""
         arrays = [np.asarray(values[k], np.float64) for k in ("scores", "peaks", "highs")]
-        if values["how"] not in ("held-out", "cross-fitted", "unseen") or any(
-            a.ndim != 1 or not np.isfinite(a).all() or len(a) not in (0, len(arrays[0])) for a in arrays
+        categories, given = tuple(values.get("categories", ())), values.get("given", 0)
+        if (
+            values["how"] not in ("held-out", "cross-fitted", "unseen")
+            or any(a.ndim != 1 or not np.isfinite(a).all() or len(a) not in (0, len(arrays[0])) for a in arrays)
+            or len(categories) not in (0, len(arrays[0]))
+            or not all(isinstance(name, str) for name in categories)
+            or not isinstance(given, int)
         ):
             raise WrongInput("the saved calibration is damaged; fit and save again.")
         scores, peaks, highs = arrays
-        return cls(scores, peaks, highs, values["how"])
+        return cls(scores, peaks, highs, values["how"], categories, given)
 
 
 def fit_calibrated(
     detector: AnyDetector,
     samples: Iterable[Sample],
     *,
-    folds: int = FOLDS,
+    folds: int | None = None,
     seed: int = 0,
+    rate: float | None = None,
     track: Track = lambda items, what, total: items,
 ) -> AnyDetector:
     """Fit on normal samples and calibrate on normal samples that the fit did not see.
 
     With HOLD_OUT_FROM or more samples a random third (100 to 1000) is held out. With fewer, each is scored by one of
-    `folds` detectors fitted without it and the final detector learns from all; its own scores are then a little lower
-    than the stored ones (it saw more), so that the promise errs on the safe side. Returns the same detector.
+    FOLDS detectors fitted without it and the final detector learns from all; its own scores are then a little lower
+    than the stored ones (it saw more), so that the promise errs on the safe side. A detector that trains by gradient is
+    fitted only once: `kept_aside` says how many samples it does not see. Samples of several categories are divided so
+    that each category has its share in every part. Returns the same detector.
 
+    folds: cross-fit with so many folds, also what trains by gradient; it then trains folds + 1 times.
+    rate: the false-alarm rate that will be asked for, where it is known: what trains by gradient keeps aside what it needs.
     track: called as track(items, what, total) around every pass over pictures, to show progress.
 
     Raises:
@@ -189,29 +267,52 @@ def fit_calibrated(
             "To fit without a calibrated threshold, call fit(samples)."
         )
     order = np.random.default_rng(seed).permutation(n)
-    shuffled = [samples[i] for i in order]
-    if not detector.needs_fit:
-        scored = [_measure(p) for p in detector.predict(track(samples, "scoring good pictures", n))]
+    aside = kept_aside(n, rate) if detector.trains_by_gradient and folds is None else 0
+    names = {s.id: s.category for s in samples}
+
+    def measured(predictions: Iterable[Prediction]) -> list[Measured]:
+        return [(*_measure(p), p.category or names[p.id]) for p in predictions]
+
+    if not detector.learns:
+        scored = measured(detector.predict(track(samples, "scoring good pictures", n)))
         detector.calibration = _collect(scored, "unseen")
-    elif n >= HOLD_OUT_FROM:
-        held = min(max(n // 3, 100), 1000)
+    elif n >= HOLD_OUT_FROM or aside:
+        order = _mixed(samples, order)
+        held = min(max(n // 3, 100), 1000) if n >= HOLD_OUT_FROM else aside
         detector.fit(track(_in_order(samples, order[held:]), "learning from good pictures", n - held))
         kept = track(_in_order(samples, order[:held]), "scoring good pictures kept aside", held)
-        detector.calibration = _collect([_measure(p) for p in detector.predict(kept)], "held-out")
+        scored = measured(detector.predict(kept))
+        detector.calibration = _collect(scored, "held-out", n if n < HOLD_OUT_FROM else 0)
     else:
-        folds = max(2, min(folds, n))
+        folds = max(2, min(folds or FOLDS, n))
+        shuffled = [samples[i] for i in _grouped(samples, order)]
         scored = []
         for fold in range(folds):
             rest = [s for i, s in enumerate(shuffled) if i % folds != fold]
             out = [s for i, s in enumerate(shuffled) if i % folds == fold]
             trial = detector.unfitted()
             trial.fit(track(rest, f"calibrating {fold + 1}/{folds}: learning", len(rest)))
-            scored += [
-                _measure(p) for p in trial.predict(track(out, f"calibrating {fold + 1}/{folds}: scoring", len(out)))
-            ]
+            scored += measured(trial.predict(track(out, f"calibrating {fold + 1}/{folds}: scoring", len(out))))
         detector.fit(track(samples, "learning from good pictures", n))
         detector.calibration = _collect(scored, "cross-fitted")
     return detector
+
+
+def kept_aside(n: int, rate: float | None = None) -> int:
+    """Of n good pictures, fewer than HOLD_OUT_FROM, how many a training that is not repeated does not see.
+
+    What the rate needs where that is at most a third; otherwise a fifth, or, with few pictures, more: up to a third, as
+    long as that is no more than a rate of 5 % needs. A threshold from five pictures would say very little, and a third
+    fewer to learn from costs little.
+    """
+    most, least = max(n // MOST_ASIDE, 1), -(-n // LEAST_ASIDE)
+    needed = needed_for(AIM if rate is None else rate)
+    return max(least, needed if needed <= most else min(needed_for(AIM), most))
+
+
+def needed_for(rate: float) -> int:
+    """Fewest normal pictures that can promise a false-alarm rate."""
+    return math.ceil(1 / rate - 1e-9) - 1
 
 
 def review_rate(rate: float) -> float:
@@ -236,6 +337,28 @@ def percent(rate: float) -> str:
     return f"{float(f'{100 * rate:.2g}'):g} %"
 
 
+def _listed(words: Sequence[str]) -> str:
+    more = f" and {len(words) - NAMED} more" if len(words) > NAMED else ""
+    return ", ".join(words[:NAMED]) + more
+
+
+def _mixed(samples: list[Sample], order: np.ndarray) -> np.ndarray:
+    """The order, changed so that its beginnings hold every category in its share; of one category it stays."""
+    names = [samples[i].category for i in order]
+    total, seen, places = Counter(names), Counter[str](), []
+    for name in names:
+        places.append((seen[name] + 0.5) / total[name])
+        seen[name] += 1
+    return order[np.argsort(places, kind="stable")]
+
+
+def _grouped(samples: list[Sample], order: np.ndarray) -> np.ndarray:
+    """The order, category after category, so that folds taken in turns share each of them; of one category it stays."""
+    names = [samples[i].category for i in order]
+    first = {name: i for i, name in reversed(list(enumerate(names)))}
+    return order[np.argsort([first[name] for name in names], kind="stable")]
+
+
 def _in_order(samples: list[Sample], chosen: np.ndarray) -> list[Sample]:
     return [samples[i] for i in sorted(chosen)]
 
@@ -248,14 +371,16 @@ def _measure(prediction: Prediction) -> tuple[float, float, float]:
     return prediction.score, float(flat.max()), float(np.partition(flat, kth)[kth])
 
 
-def _collect(scored: list[tuple[float, float, float]], how: Any) -> Calibration:
-    table = np.asarray(scored, np.float64)
+def _collect(scored: list[Measured], how: Any, given: int = 0) -> Calibration:
+    table = np.asarray([row[:3] for row in scored], np.float64)
+    categories = tuple(row[3] for row in scored)
     if not np.isfinite(table[:, 0]).all():
         raise WrongInput(
             "the detector gave a score that is not a number for a good picture; calibration is impossible."
         )
     maps = table[:, 1:] if np.isfinite(table).all() else table[:0, 1:]
-    return Calibration(table[:, 0], maps[:, 0], maps[:, 1], how)
+    several = categories if len(set(categories)) > 1 else ()
+    return Calibration(table[:, 0], maps[:, 0], maps[:, 1], how, several, given)
 
 
 def _conformal_threshold(ascending: np.ndarray, rate: float) -> float:

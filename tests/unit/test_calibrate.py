@@ -186,3 +186,167 @@ def test_standing_out_of_a_batch():
     assert flags.tolist() == [False] * 5 + [True]
     assert 1.1 < limit < 5
     assert stands_out([])[1].tolist() == []
+
+
+# --- categories -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Spread(Detector):
+    """Scores a number kept in the sample's id; knows categories as well as its `finds` says."""
+
+    finds: str = ""  # the category that it takes every picture for
+    learned: ClassVar[tuple[str, ...]] = ("count",)
+
+    def fit(self, samples):
+        self.count = len(list(samples))
+        return self
+
+    def predict(self, samples):
+        for s in samples:
+            value = float(s.id.split("=")[1])
+            yield Prediction(s.id, value, np.full((4, 4), value, np.float32), category=self.finds)
+
+
+def of_categories(rng, **counts) -> list[Sample]:
+    """Scores of category k are k times as wide as those of the first."""
+    return [
+        Sample(f"{name}{i}={float(k * rng.gamma(2.0)) + 1e-9 * i!r}", {}, category=name)
+        for k, (name, n) in enumerate(counts.items(), 1)
+        for i in range(n)
+    ]
+
+
+def test_each_category_keeps_its_own_rate():
+    """Where one threshold for all rejects far too many of one category and too few of the other."""
+    rng, rate = np.random.default_rng(3), 0.1
+    rejected: dict[tuple[str, str], int] = {}
+    for _ in range(200):
+        c = fit_calibrated(Spread(), of_categories(rng, narrow=40, wide=30)).calibration
+        for s in of_categories(rng, narrow=30, wide=30):
+            score = float(s.id.split("=")[1])
+            for how, used in (("own", c.own(s.category, rate)), ("all", c)):
+                rejected[how, s.category] = rejected.get((how, s.category), 0) + (used.p_value(score) <= rate)
+    for name, n in (("narrow", 40), ("wide", 30)):
+        expected = math.floor(rate * (n + 1)) / (n + 1)
+        spread = math.sqrt(expected * (1 - expected) / (n + 2) / 200)  # of 200 thresholds, each Beta distributed
+        low, high = binomial_interval(expected, 6000)
+        assert low - 3.3 * spread <= rejected["own", name] / 6000 <= high + 3.3 * spread
+    assert rejected["all", "wide"] / 6000 > 1.4 * rate
+    assert rejected["all", "narrow"] / 6000 < 0.6 * rate
+
+
+def test_few_or_unknown_pictures_are_judged_by_all_together():
+    c = fit_calibrated(Spread(), of_categories(np.random.default_rng(4), many=60, few=12)).calibration
+    assert {name: part.count for name, part in c.parts.items()} == {"few": 12, "many": 60}
+    assert c.own("many", 0.05) is c.parts["many"]
+    assert c.own("few", 0.05) is c
+    assert c.own("never seen", 0.05) is c
+    assert c.own("few", 1 / 13) is c.parts["few"]
+    assert np.array_equal(np.sort(np.concatenate([p.scores for p in c.parts.values()])), np.sort(c.scores))
+    words = c.promise(0.05)
+    assert "holds by itself: many (60)" in words
+    assert "which takes 19: few (12: 7.7 % at best)" in words
+    assert "by all 72 together" in words
+    assert "Too few" not in c.promise(0.1)
+    assert "holds by itself" not in c.promise(0.0161)
+    judged = c.judge(Prediction("x", 2.0), 0.05, category="many")
+    assert judged.p_value == c.parts["many"].p_value(2.0) != c.p_value(2.0)
+    assert c.judge(Prediction("x", 2.0, category="few"), 0.1, category="many").p_value == c.parts["few"].p_value(2.0)
+    assert c.judge(Prediction("x", 2.0), 0.05).p_value == c.p_value(2.0)
+
+
+def test_regions_follow_the_category_too():
+    c = Calibration(*(np.array([1.0, 2, 3, 10, 20, 30]) for _ in range(3)), "held-out", ("a",) * 3 + ("b",) * 3)
+    values = np.zeros((8, 8), np.float32)
+    values[2:4, 2:4] = 5
+    assert len(c.judge(Prediction("x", 5.0, values), 0.25, category="a").regions) == 1
+    assert c.judge(Prediction("x", 5.0, values), 0.25, category="b").regions == ()
+
+
+def test_what_a_method_finds_is_what_it_is_calibrated_by():
+    samples = of_categories(np.random.default_rng(5), a=5, b=5)
+    assert fit_calibrated(Spread(finds="a"), samples).calibration.categories == ()
+    assert set(fit_calibrated(Spread(), samples).calibration.categories) == {"a", "b"}
+
+
+def test_one_category_is_saved_as_ever_and_several_come_back(tmp_path):
+    rng = np.random.default_rng(6)
+    one = fit_calibrated(Spread(), of_categories(rng, a=9)).calibration
+    assert set(one.to_dict()) == {"scores", "peaks", "highs", "how"}
+    assert one.parts == {}
+    d = al.create("padim", image_size=64)
+    d.calibration = several = fit_calibrated(Spread(), of_categories(rng, a=9, b=4)).calibration
+    d.__dict__.update({name: np.zeros(1) for name in d.learned})
+    al.save(d, tmp_path / "m")
+    loaded = al.load(tmp_path / "m").calibration
+    assert loaded.categories == several.categories
+    assert np.array_equal(loaded.parts["b"].scores, several.parts["b"].scores)
+    with pytest.raises(WrongInput, match="damaged"):
+        Calibration.from_dict({**several.to_dict(), "categories": ("a",)})
+
+
+def test_parts_of_a_fit_share_every_category():
+    """Neither a fold nor what is kept aside takes a category away from the rest."""
+    learnt: list[set[str]] = []
+
+    @dataclass
+    class Seen(Spread):
+        trains_by_gradient: ClassVar[bool] = False
+
+        def fit(self, samples):
+            learnt.append({s.category for s in list(samples)})
+            return super().fit([])
+
+    class Trained(Seen):
+        trains_by_gradient = True
+
+    names = {"a": 40, "b": 2, "c": 3, "d": 12}
+    for cls in (Seen, Trained):
+        for seed in range(20):
+            fit_calibrated(cls(), of_categories(np.random.default_rng(seed), **names), seed=seed)
+    assert all(found == set(names) for found in learnt)
+    assert len(learnt) == 20 * 6 + 20
+
+
+# --- methods that are trained -----------------------------------------------------------------------------------------
+
+
+def test_a_training_is_not_repeated():
+    fits: list[int] = []
+
+    @dataclass
+    class Trained(Spread):
+        trains_by_gradient: ClassVar[bool] = True
+
+        def fit(self, samples):
+            fits.append(len(list(samples)))
+            return super().fit([])
+
+    samples = of_categories(np.random.default_rng(7), a=100)
+    c = fit_calibrated(Trained(), samples).calibration
+    assert (fits, c.count, c.how, c.given) == ([80], 20, "held-out", 100)
+    assert "20 good pictures of 100, kept aside because the method is trained only once;" in c.promise(0.05)
+    assert "99 of at least 297 good pictures would allow 1 %" in c.promise(0.01)
+    fits.clear()
+    assert fit_calibrated(Trained(), samples, rate=0.03).calibration.count == 33
+    assert fit_calibrated(Trained(), samples, folds=2).calibration.how == "cross-fitted"
+    assert fits == [67, 50, 50, 100]
+
+
+def test_how_many_are_kept_aside():
+    from anomalens.calibrate import kept_aside
+
+    assert [kept_aside(n) for n in (2, 3, 20, 50, 57, 100, 200, 299)] == [1, 1, 6, 16, 19, 20, 40, 60]
+    assert [kept_aside(200, rate) for rate in (0.01, 0.02, 0.05, 0.3)] == [40, 49, 40, 40]
+    assert all(
+        1 <= kept_aside(n, rate) <= max(1, n // 3) for n in range(2, 300) for rate in (None, 0.01, 0.1, 0.5) if n > 4
+    )
+
+
+def test_cards_say_which_methods_are_trained():
+    assert not al.create("padim").trains_by_gradient
+    assert not al.create("tiled", inner=al.create("padim")).trains_by_gradient
+    pytest.importorskip("torch")
+    assert al.create("pnpt").trains_by_gradient
+    assert al.create("tiled", inner=al.create("pnpt")).trains_by_gradient

@@ -222,9 +222,10 @@ def _methods(results: Results) -> tuple[list[Row], dict[str, str]]:
         kind_of[row["hash"]] = key
     cells = list(kinds.values())
     several = {part: len({_canonical(cell[part]) for cell in cells}) > 1 for part in ("shots", "mode")}
+    backbones = {str(cell["method"]["settings"].get("backbone") or "") for cell in cells}
     titles = []
     for cell in cells:
-        parts = [_label(cell["method"]), _backbone(cell["method"])]
+        parts = [_label(cell["method"]), _backbone(cell["method"], backbones)]
         parts += [shots_words(cell["shots"])] * several["shots"] + [cell["mode"]] * several["mode"]
         titles.append(" · ".join(part for part in parts if part))
     alike = [titles.count(title) > 1 for title in titles]
@@ -243,7 +244,7 @@ def _methods(results: Results) -> tuple[list[Row], dict[str, str]]:
                 "title": title,
                 "label": _label(cell["method"]),
                 "name": name,
-                "backbone": _backbone(cell["method"]),
+                "backbone": _backbone(cell["method"], backbones),
                 "settings": cell["method"]["settings"],
                 "shots": cell["shots"],
                 "mode": cell["mode"],
@@ -267,12 +268,17 @@ def _label(method: Row) -> str:
     return described.title if described and label in ("", method["name"]) else label or method["name"]
 
 
-def _backbone(method: Row) -> str:
-    """Without the folder of its weights: that is of one computer."""
-    name, _, file = str(method["settings"].get("backbone") or "").partition("@")
-    return (
-        f"{name} ({Path(file).stem})" if file and Path(file).stem.partition("_")[0] != name.partition(":")[2] else name
-    )
+def _backbone(method: Row, all_of_them: set[str]) -> str:
+    """As little of its name as tells it from the others: the network, its options, the file of its weights."""
+
+    def detail(name: str, level: int) -> str:
+        network, _, file = name.partition("@")
+        short = network.partition("?")[0]
+        return (short, network, f"{network} ({Path(file).stem})")[level]
+
+    own = str(method["settings"].get("backbone") or "")
+    alone = (level for level in (0, 1) if [detail(n, level) for n in all_of_them].count(detail(own, level)) == 1)
+    return detail(own, next(alone, 2 if "@" in own else 1)) if own else ""
 
 
 def _data_titles(results: Results) -> dict[str, str]:

@@ -267,6 +267,16 @@ def test_titles_tell_methods_apart(tmp_path):
     assert {m["name"]: m["fidelity"] for m in summary["methods"]} == {"patchcore": "parity", "somebodys": ""}
 
 
+def test_backbones_are_named_as_shortly_as_they_differ(tmp_path):
+    names = ["tiny", "timm:b?pad=same@w/b.safetensors", "timm:a@w/one.safetensors", "timm:a@w/two.safetensors",
+             "timm:c?x=1", "timm:c?x=2"]  # fmt: skip
+    hows = [method("patchcore", f"patchcore, {name.partition('@')[0]}", backbone=name) for name in names]
+    summary = told(tmp_path, [row(cell(how, data()), {"image.auroc": 0.9}) for how in hows])
+    assert {m["backbone"] for m in summary["methods"]} == {
+        "tiny", "timm:b", "timm:a (one)", "timm:a (two)", "timm:c?x=1", "timm:c?x=2",
+    }  # fmt: skip
+
+
 def test_data_sets_that_differ_in_what_was_held_out_stand_apart(tmp_path):
     of = cell(method("padim"), data())
     rows = [row({**of, "hold_out": share}, {"image.auroc": 0.9}) for share in (0.0, 0.2)]
