@@ -1,7 +1,7 @@
 """What the language methods add to CLIP's own forward pass: python benchmarks/clip_family.py [--backbone NAME] [--threads 1]
 
 predict over pictures in memory, once the sentences of the class are encoded, over the bare picture tower at the same
-size in the same process. Random weights of real shapes: time does not depend on what a network knows.
+size in the same process, in processor time. Random weights of real shapes: time does not depend on what a network knows.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from anomalens.types import Sample, View
 
 
 def best(work, repeats: int) -> float:
-    """Shortest wall time of several runs, seconds: other processes only ever add."""
+    """Shortest processor time of several runs, seconds."""
     times = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         work()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return min(times)
 
 

@@ -742,6 +742,8 @@ def test_two_processes_with_half_batches_equal_one_with_whole_batches(tmp_path):
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
 def test_training_on_a_gpu_resumes(precision, tmp_path):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
     device = training_device("cuda")
     before = torch.cuda.get_rng_state()
 
