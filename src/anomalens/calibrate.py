@@ -130,8 +130,10 @@ class Calibration:
         """The same prediction with p-value, verdict and, unless it passes, regions.
 
         min_area: smallest region kept, in pixels of the picture. category: of the sample; it counts where the method
-            did not decide on one by itself.
+            did not decide on one by itself. Without a score (NaN) there is no p-value, and the verdict is "review".
         """
+        if math.isnan(prediction.score):
+            return replace(prediction, verdict="review")
         rate = self.rate(rate)
         own = self.own(prediction.category or category, rate)
         p_value = own.p_value(prediction.score)
@@ -271,7 +273,9 @@ def fit_calibrated(
     names = {s.id: s.category for s in samples}
 
     def measured(predictions: Iterable[Prediction]) -> list[Measured]:
-        return [(*_measure(p), p.category or names[p.id]) for p in predictions]
+        # Where a model withholds an answer and says so, what it does answer is exchangeable among itself.
+        told = (p for p in predictions if not (math.isnan(p.score) and p.reasons))
+        return [(*_measure(p), p.category or names[p.id]) for p in told]
 
     if not detector.learns:
         scored = measured(detector.predict(track(samples, "scoring good pictures", n)))
@@ -372,6 +376,8 @@ def _measure(prediction: Prediction) -> tuple[float, float, float]:
 
 
 def _collect(scored: list[Measured], how: Any, given: int = 0) -> Calibration:
+    if not scored:
+        raise WrongInput("none of the good pictures got a score, so there is no threshold; look at what the method says.")
     table = np.asarray([row[:3] for row in scored], np.float64)
     categories = tuple(row[3] for row in scored)
     if not np.isfinite(table[:, 0]).all():

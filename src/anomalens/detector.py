@@ -6,7 +6,7 @@ import dataclasses
 import sys
 import types as _types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union
 
 from . import registry
@@ -110,13 +110,22 @@ def create(name: str, **settings: Any) -> Detector:
         WrongInput: a setting of the wrong type.
     """
     cls = class_of(name)
+    check_settings(name, cls, settings)
+    return cls(**settings)
+
+
+def check_settings(name: str, cls: type, settings: Mapping[str, Any]) -> None:
+    """Refuse settings that a dataclass does not have, or that are of another type.
+
+    Raises:
+        UnknownName: no such setting; the message names the nearest ones. WrongInput: a setting of the wrong type.
+    """
     hints = setting_types(cls)
     for key, value in settings.items():
         if key not in hints:
             raise unknown(f"setting of {name}", key, hints)
         if not _fits(value, hints[key]):
             raise WrongInput(f"{name} setting {key}={value!r} is not of type {_spell(hints[key])}.")
-    return cls(**settings)
 
 
 def class_of(name: str) -> type[Detector]:

@@ -22,6 +22,10 @@ class UnknownName(WrongInput):
     """No detector, backbone, metric, dataset or setting has this name."""
 
 
+class NotMade(WrongInput):
+    """A maker finds no way to show its defect in this picture; another picture or other settings may do."""
+
+
 class NotFitted(AnomalensError, RuntimeError):
     """The detector learns from normal pictures and has not seen any yet."""
 
@@ -44,6 +48,22 @@ class OutOfMemory(AnomalensError, MemoryError):
 
 class CannotWrite(AnomalensError, OSError):
     """An output file or folder cannot be written (rights, full disk, a file in the way)."""
+
+
+class SandboxUnavailable(AnomalensError, RuntimeError):
+    """This computer cannot hold generated programs apart from itself; nothing was run, and the message says what helps."""
+
+
+class NoAnswer(AnomalensError, RuntimeError):
+    """A language model gave nothing that can be used."""
+
+
+class ProgramGenerationError(NoAnswer):
+    """A language model wrote no program that could be accepted; `reports` says what was wrong with each."""
+
+    def __init__(self, message: str, reports: tuple = ()) -> None:
+        super().__init__(message)
+        self.reports = reports
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownName:

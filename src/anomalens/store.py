@@ -114,7 +114,7 @@ def _encode(value: Any, key: str, arrays: dict[str, np.ndarray]) -> Any:
     if hasattr(value, "detach"):  # a torch tensor
         value = value.detach().cpu().numpy()
     if isinstance(value, np.ndarray):
-        arrays[key] = np.ascontiguousarray(value)
+        arrays[key] = np.asarray(value, order="C")  # ascontiguousarray would make (1,) of a single number
         return {"array": key}
     raise TypeError(f"{key} is a {type(value).__name__}, which cannot be saved")
 

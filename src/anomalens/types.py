@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import WrongInput
 
@@ -35,6 +35,7 @@ class Sample:
     id: the path relative to the folder that was given, with `/`; the same on every computer.
     views: pictures by name: `image`, or `light_0`..`light_5`, `depth`, ...
     label: 1 anomalous, 0 normal, None unknown. mask: True where anomalous.
+    made: how the defect was drawn, where `synthesis` drew it (maker, settings, source, what was drawn and measured).
     """
 
     id: str
@@ -43,6 +44,7 @@ class Sample:
     label: int | None = None
     mask: View | None = None
     defect: str = ""
+    made: Mapping[str, Any] | None = None
 
     def image(self, name: str = "image") -> np.ndarray:
         """The picture of one view: (H, W, 3) uint8 or uint16."""
@@ -66,11 +68,15 @@ class Region:
 
 @dataclass(frozen=True)
 class Reason:
-    """Why, in words: which rule or model said what, and where."""
+    """Why, in words: which rule or model said what, and where.
+
+    shares: where there are several views, how what was found divides over them: 0 to 1 each, 1 in all.
+    """
 
     text: str
     rule: str = ""
     box: tuple[int, int, int, int] | None = None
+    shares: Mapping[str, float] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -150,7 +156,8 @@ class Card:
     trains: no; statistics = closed form or a memory; gradient = on the user's pictures; auxiliary = once, elsewhere.
     fit_cost: F0 none, F1 seconds, F2 minutes, F3 under an hour, F4 hours; for 200 pictures at published settings on one
         modern GPU. predict_cost: P0 < 10 ms, P1 < 50 ms, P2 < 250 ms, P3 < 2 s, P4 more, per picture. First estimates.
-    gpu: no = a CPU will do; fit = one for fitting; yes = for both.
+    gpu: no = a CPU will do; fit = one for fitting; yes = for both. cpu_fit: cost of the shortened training that the
+        method chooses by itself where there is no GPU, in the same classes, for 100 pictures on 2 cores; "" for none.
     stored_mb: what `save` writes, without the backbone. extras: of `pip install anomalens[...]`.
     pose: aligned = statistics by position; small = tolerates small shifts; free = any pose.
     external: any one of these is needed beside the library. determinism: exact = nothing random; seeded; external =
@@ -209,6 +216,7 @@ class Card:
     pitfalls: tuple[str, ...]
     reported: tuple[Reported, ...] = field(default=())
     aliases: tuple[str, ...] = field(default=())
+    cpu_fit: Literal["", "F2"] = ""
 
 
 @dataclass(frozen=True)
@@ -228,6 +236,27 @@ class BackboneCard:
     file: str = ""
     sha256: str = ""
     bytes: int = 0
+
+
+@dataclass(frozen=True)
+class MakerCard:
+    """What a maker of drawn defects does. Literals only, like `Card`.
+
+    source: who published the idea, with a link; "" for ours. severity: what grows from 0 to 1.
+    levels: structural = a damaged surface; semantic = each place looks fine, the whole is wrong.
+    needs: what it cannot work without beside normal pictures, "" for nothing. extras: of `pip install anomalens[...]`.
+    differs: from the source. limits: where it shows nothing or looks drawn.
+    """
+
+    title: str
+    summary: str
+    source: str
+    severity: str
+    levels: tuple[Literal["structural", "semantic"], ...]
+    needs: str
+    extras: tuple[Literal["torch", "clip", "diffusion", "llm"], ...]
+    differs: str
+    limits: str
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import anomalens as al
 from anomalens.calibrate import Calibration, fit_calibrated, stands_out
 from anomalens.detector import Detector
 from anomalens.errors import WrongInput
-from anomalens.types import Prediction, Sample
+from anomalens.types import Prediction, Reason, Sample
 
 
 @dataclass
@@ -31,6 +31,20 @@ class Distance(Detector):
         for s in samples:
             away = abs(float(s.category) - self.mean)
             yield Prediction(s.id, float(away), np.full((4, 4), away, np.float32))
+
+
+@dataclass
+class Shy(Distance):
+    """Withholds a score where the number is not one, and says so."""
+
+    def predict(self, samples):
+        for s in samples:
+            withheld = math.isnan(float(s.category))
+            yield Prediction(s.id, float(s.category), reasons=(Reason("refused"),) if withheld else ())
+
+    @property
+    def needs_fit(self):
+        return False
 
 
 def numbers(values) -> list[Sample]:
@@ -149,6 +163,12 @@ def test_refusals():
         Calibration.from_dict({"scores": [1.0, math.nan], "peaks": [], "highs": [], "how": "held-out"})
     with pytest.raises(WrongInput, match="not a number"):
         fit_calibrated(Distance(), numbers([1.0, math.nan, 2.0]))
+
+
+def test_pictures_without_an_answer_are_left_out_of_the_promise():
+    assert sorted(fit_calibrated(Shy(), numbers([1.0, math.nan, 2.0])).calibration.scores) == [1.0, 2.0]
+    with pytest.raises(WrongInput, match="none of the good pictures got a score"):
+        fit_calibrated(Shy(), numbers([math.nan, math.nan]))
 
 
 def test_every_picture_is_scored_by_a_detector_that_did_not_learn_it(good):

@@ -59,6 +59,13 @@ def test_the_table_of_methods_is_up_to_date():
     assert table.renewed(text) == text, "run python scripts/readme_table.py"
 
 
+def test_the_table_of_makers_is_up_to_date():
+    from anomalens.apps.catalogue import maker_table
+
+    text = (ROOT / "docs" / "synthesis.md").read_text(encoding="utf-8")
+    assert maker_table() in text, "copy what anomalens.apps.catalogue.maker_table() gives"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_to_files_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):

@@ -14,7 +14,10 @@ import anomalens
 PACKAGE = Path(anomalens.__file__).parent
 TOOLS = {"backbones", "parts", "synthesis", "reasoning", "datasets", "metrics"}
 RUNG = {"core": 0, **dict.fromkeys(TOOLS, 1), "detectors": 2, "bench": 3, "apps": 4}
-HEAVY = {"torch", "timm", "torchvision", "onnx", "onnxscript", "scipy", "sklearn", "tifffile", "imagecodecs"}
+HEAVY = {
+    "torch", "timm", "torchvision", "onnx", "onnxscript", "scipy", "sklearn", "tifffile", "imagecodecs", "diffusers",
+    "transformers",
+}  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -40,6 +40,15 @@ def test_the_folder_names_a_method_and_holds_two_files(saved):
     assert content["settings"]["image_size"] == 64
 
 
+def test_arrays_keep_their_shape_and_values():
+    values = {"number": np.array(2.5), "turned": np.arange(6).reshape(2, 3).T, "none": np.zeros((0, 4))}
+    arrays: dict[str, np.ndarray] = {}
+    back = store._decode(store._encode(values, "key", arrays), arrays)
+    assert {k: v.shape for k, v in back.items()} == {"number": (), "turned": (3, 2), "none": (0, 4)}
+    assert all(v.flags.c_contiguous for v in arrays.values())
+    np.testing.assert_array_equal(back["turned"], values["turned"])
+
+
 def test_settings_can_be_overridden_on_loading(saved):
     assert al.load(saved, batch_size=3).batch_size == 3
     with pytest.raises(UnknownName):

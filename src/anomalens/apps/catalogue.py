@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
+from .. import synthesis
 from ..detector import card, class_of, names, setting_types
 from ..errors import UnknownName, WrongInput, unknown
 from ..registry import literal_card, resolve, stems
-from ..types import BackboneCard, Card
+from ..types import BackboneCard, Card, MakerCard
 
 WIDTH = 100
 COSTS = {
@@ -80,15 +81,18 @@ def holds(described: Card, field: str, value: str) -> bool:
 
 
 def showing(name: str, as_json: bool = False) -> str:
-    """Card and settings of one detector, or card of one backbone family."""
+    """Card and settings of one detector or maker of defects, or card of one backbone family."""
     spelled = name.lower().replace("_", "-").partition(":")[0]
     if spelled in stems("backbones"):
         return _backbone(literal_card("backbones", "backbone", spelled, "BackboneCard"), as_json)
+    if spelled in synthesis.names():
+        return _maker(spelled, as_json)
     try:
         spelled = resolve("detectors", "detector", spelled)
     except UnknownName:
-        raise unknown("detector or backbone", name, (*names(), *stems("backbones"))) from None
-    described, settings = card(spelled), _settings(spelled)
+        known = (*names(), *stems("backbones"), *synthesis.names())
+        raise unknown("detector, backbone or maker", name, known) from None
+    described, settings = card(spelled), _settings(class_of(spelled))
     if as_json:
         return json.dumps({"name": spelled, "card": dataclasses.asdict(described), "settings": settings}) + "\n"
     lines = [f"{described.title} ({described.year}), --method {spelled}", *_wrapped("", described.summary)]
@@ -171,11 +175,19 @@ def _wanted(described: Card) -> str:
     return "none" if not good else f"{least}+, better {good}+"
 
 
-def _settings(name: str) -> dict[str, tuple[str, str]]:
-    cls = class_of(name)
+def maker_table() -> str:
+    """Every maker of drawn defects, in Markdown."""
+    lines = ["| maker | draws | severity | limits | needs |", "| --- | --- | --- | --- | --- |"]
+    for name in synthesis.names():
+        c = synthesis.card(name)
+        lines.append(f"| `{name}` | {c.summary} | {c.severity} | {c.limits} | {c.needs or 'nothing'} |")
+    return "\n".join(lines) + "\n"
+
+
+def _settings(cls: type) -> dict[str, tuple[str, str]]:
     hints = setting_types(cls)
     out = {}
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+    for field in dataclasses.fields(cls):
         kind = str(hints[field.name]).replace("typing.", "").replace("anomalens.detector.", "")
         if isinstance(hints[field.name], type) and not kind.startswith("tuple["):
             kind = hints[field.name].__name__
@@ -187,6 +199,20 @@ def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _maker(name: str, as_json: bool) -> str:
+    described, settings = synthesis.card(name), _settings(synthesis.class_of(name))
+    if as_json:
+        return json.dumps({"name": name, "card": dataclasses.asdict(described), "settings": settings}) + "\n"
+    lines = [f"{described.title}, --maker {name}", *_wrapped("", described.summary)]
+    for field in dataclasses.fields(MakerCard):
+        if field.name not in ("title", "summary"):
+            value = getattr(described, field.name)
+            lines += _wrapped(field.name, (", ".join(value) if isinstance(value, tuple) else value) or "-")
+    lines += ["", f"settings (--maker {name}:KEY=VALUE, or synthesis.create(name, key=value)):"]
+    lines += [f"  {key} = {default}   ({kind})" for key, (kind, default) in settings.items()]
+    return "\n".join(lines) + "\n"
 
 
 def _backbone(described: BackboneCard, as_json: bool) -> str:

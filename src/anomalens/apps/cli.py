@@ -306,6 +306,74 @@ def report(results: tuple[str, ...], out: str, as_json: bool, **how: Any) -> Non
     click.echo(json.dumps(summary) if as_json else summary["words"])
 
 
+@main.command()
+@click.argument("good", metavar="GOOD|READER=ROOT")
+@click.option("--out", type=click.Path(), required=True, help="Folder to write, as MVTec AD is laid out.")
+@click.option(
+    "--maker",
+    "makers",
+    multiple=True,
+    metavar="NAME,...",
+    help="What is drawn, in turn; NAME:KEY=VALUE,... sets more [default: scratch,stain,perlin,nsa].",
+)
+@click.option("--n", type=click.IntRange(min=1), default=100, show_default=True, help="Pictures to draw.")
+@click.option("--size", metavar="LOW..HIGH", help="Longest side, as a share of the picture's short side.")
+@click.option("--severity", metavar="LOW..HIGH", help="Strength, above 0 to 1.")
+@click.option("--where", metavar="WHERE", help="Only there: bright, dark, or a mask picture.")
+@click.option("--with-good", is_flag=True, help="Also write the good pictures as they are, to test/good.")
+@options("seed", "json")
+def synth(good: str, out: str, as_json: bool, **how: Any) -> None:
+    """Draw defects into GOOD pictures: a labelled folder with masks, a manifest and a contact sheet."""
+    from .synth import synth as draw
+
+    summary = draw(good, out, quiet=as_json, **how)
+    click.echo(json.dumps(summary) if as_json else summary["words"])
+
+
+@main.command()
+@click.argument("model", type=click.Path())
+@click.argument("good", type=click.Path())
+@click.option("--out", type=click.Path(), default="stress-report", show_default=True, help="Folder of the report.")
+@click.option(
+    "--maker",
+    "makers",
+    multiple=True,
+    metavar="NAME",
+    help="What is drawn; may be repeated [default: scratch, stain, perlin].",
+)
+@click.option(
+    "--size",
+    "sizes",
+    multiple=True,
+    type=float,
+    metavar="S",
+    help="Longest side as a share of the picture's short side; may be repeated [default: 0.03 to 0.48].",
+)
+@click.option(
+    "--severity",
+    "severities",
+    multiple=True,
+    type=float,
+    metavar="V",
+    help="Strength above 0, at most 1; may be repeated [default: 0.1 to 1].",
+)
+@click.option(
+    "--pictures", type=click.IntRange(min=1), metavar="N", help="Pictures for each size and severity [default: 12]."
+)
+@click.option("--wanted", type=float, metavar="P", help="Probability of detection asked for [default: 0.9].")
+@click.option(
+    "--mm-per-pixel", type=float, metavar="MM", help="Scale of the pictures, to say sizes in millimetres too."
+)
+@options("rate", "seed", "device", "json")
+def stress(model: str, good: str, out: str, as_json: bool, **how: Any) -> None:
+    """Draw defects of graded size and contrast on GOOD pictures that MODEL has not seen: which does it find?"""
+    from .stress import stress as run_stress
+
+    given = {key: value for key, value in how.items() if value not in (None, ())}
+    facts = run_stress(model, good, out, quiet=as_json, **given)
+    click.echo(json.dumps(facts) if as_json else facts["words"])
+
+
 @main.command(name="train-aux", cls=ManyWords)
 @click.argument("method")
 @click.option("--data", multiple=True, required=True, metavar="READER=ROOT...", help="Annotated data to learn from.")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from ..parts.batches import ahead
 from ..parts.train import watching
 from ..types import Sample, View
 
+Item = TypeVar("Item")
 WORTH_A_LINE = 1.0  # seconds; off a terminal, what is over sooner is not mentioned
 BETWEEN_LINES = 10.0  # seconds between lines on a training, off a terminal
 
@@ -83,11 +84,36 @@ class Pass:
             bar.stop()
 
 
+def counting(items: Iterable[Item], what: str, total: int, done: int = 0, quiet: bool = False) -> Iterator[Item]:
+    """The items, counted: a bar on a terminal, a line every ten seconds and one at the end elsewhere."""
+    started = spoke = time.perf_counter()
+    first = done
+    bar = None if quiet or not sys.stderr.isatty() else _live_bar("remaining")
+    try:
+        task = bar.add_task(what, total=total, completed=done) if bar else None
+        for item in items:
+            yield item
+            done += 1
+            now = time.perf_counter()
+            if bar:
+                bar.advance(task)
+            elif not quiet and now - spoke >= BETWEEN_LINES:
+                spoke = now
+                left = (now - started) / (done - first) * (total - done)
+                say(f"{what}: {done} of {total}, {_duration(left)} left")
+    finally:
+        if bar:
+            bar.stop()
+    if bar is None and (seconds := time.perf_counter() - started) >= WORTH_A_LINE:
+        say(f"{what}: {done - first} in {_duration(seconds)}", quiet)
+
+
 @dataclass
 class Training:
     """Shows a training as it runs (a `parts.train.Report`): a bar on a terminal, a line every ten seconds elsewhere."""
 
     _bar: Any = None
+    _first: int = 0
     _started: float = 0.0
     _spoke: float = 0.0
     _told_how_long: bool = False
@@ -96,19 +122,20 @@ class Training:
         now = time.perf_counter()
         if not figures:
             self.close()
-            self._started = self._spoke = now
+            self._first, self._started, self._spoke = step, now, now
             self._told_how_long = False
             if step and step < total:
                 say(f"training goes on at step {step} of {total}")
             self._bar = _live_bar("text") if sys.stderr.isatty() else None
             if self._bar is not None:
-                self._bar.add_task("training", total=total, completed=step, figures="")
+                self._bar.add_task("training", total=total, completed=step, figures="timing the first steps")
             return
         left = figures.get("left")
         if left is not None and not self._told_how_long:
             self._told_how_long, self._spoke = True, now
-            if now - self._started + left >= WORTH_A_LINE:
-                say(f"training: {total} steps, about {_duration(left)} left")
+            if (whole := now - self._started + left) >= WORTH_A_LINE:
+                more = "more " if self._first else ""
+                say(f"training: {total - self._first} {more}steps, about {_duration(whole)}")
         text = _in_words(figures)
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, total=total, figures=text)

@@ -1,9 +1,10 @@
-"""Drawn defects: patches of foreign texture in the shape of Perlin noise, for methods that learn what a defect is.
+"""Patches of foreign texture in the shape of Perlin noise.
 
-    from anomalens.synthesis.perlin import PerlinDefects
-    made = PerlinDefects("DTD/images")(picture, np.random.default_rng(0))     # made.image, made.mask
+    from anomalens import synthesis
+    sample = synthesis.create("perlin", textures="DTD/images")(normal, rng)      # a maker like the others
 
-Everything random comes from the generator that is handed in. Pictures are (H, W, 3) float32 in [0, 1].
+`PerlinDefects` is the same as the methods that learn from such defects use it: over the whole picture, of any size, on
+(H, W, 3) float32 in [0, 1], sometimes without a defect. Everything random comes from the generator that is handed in.
 
 Zavrtanik, Kristan, Skocaj 2021 (DRAEM), https://arxiv.org/abs/2108.07610, as Bai et al. 2024 (DFD) use it,
 https://arxiv.org/abs/2403.04151. Noise: Perlin 2002, https://doi.org/10.1145/566654.566636
@@ -22,9 +23,26 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from ..datasets import _draw
-from ..errors import WrongInput
+from ..errors import NotMade, WrongInput
 from ..images import SUFFIXES, read_image, resize, to_8bit, to_float
+from ..types import MakerCard
+from ._maker import Change, Draft, Maker, blend
+from ._shapes import fitted
 
+CARD = MakerCard(
+    title="Perlin",
+    summary="islands of foreign texture in the shape of Perlin noise",
+    source="DRAEM, Zavrtanik et al. 2021, https://arxiv.org/abs/2108.07610",
+    severity="opacity of the texture",
+    levels=("structural",),
+    needs="",
+    extras=(),
+    differs="the islands fill a box of the size asked for (paper: noise over the whole picture, of any size); textures "
+    "are drawn where no folder of them is given (paper: DTD), and cut at their own scale (paper: resized)",
+    limits="textures that occur nowhere else: easier to find than most real defects",
+)
+
+SQUARE = 256  # pixels of the noise that a defect is cut from
 THRESHOLD = 0.5  # noise above it is defect
 TURN = 90.0  # degrees: noise is turned by up to this, either way
 OPACITY = 0.8  # most that is left of the picture inside a defect
@@ -89,6 +107,52 @@ class PerlinDefects:
                 f"textures={self.textures!r} holds no picture; give a folder of pictures, or '' to draw them."
             )
         return found
+
+
+@dataclass
+class Perlin(Maker):
+    """textures: a folder whose pictures, at any depth, are the foreign textures (DTD is the usual one); "" draws them.
+
+    The other settings are those of every maker.
+    """
+
+    size: tuple[float, float] = (0.1, 0.4)
+    textures: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._source = PerlinDefects(self.textures)
+        if self.textures:
+            _ = self._source.files  # a folder without pictures is refused now
+
+    def draw(self, draft: Draft) -> Change:
+        rng = draft.rng
+        exponents = rng.integers(1, 5, 2)  # 2 to 16 cells across
+        noise = perlin_noise(
+            (SQUARE, SQUARE), rng.uniform(0, 2 * math.pi, (2 ** exponents[0] + 1, 2 ** exponents[1] + 1))
+        )
+        islands = turned(noise, float(rng.uniform(-TURN, TURN))) > THRESHOLD
+        if not islands.any():
+            raise NotMade("the noise was nowhere above its threshold.")
+        cover = fitted(islands.astype(np.float32), draft.length)
+        box = draft.place(*cover.shape)
+        texture = to_float(changed(self._cut(cover.shape, rng), rng))
+        under = draft.cut(box)
+        return Change(box, blend(under, dict.fromkeys(under, texture), draft.severity * cover))
+
+    def _cut(self, size: tuple[int, ...], rng: Rng) -> np.ndarray:
+        """(h, w, 3) uint8: part of a texture of the folder, or a drawn one."""
+        height, width = size
+        if not self.textures:
+            return drawn_texture((height, width), rng)
+        picture = to_8bit(read_image(self._source.files[rng.integers(len(self._source.files))]))
+        if picture.shape[0] < height or picture.shape[1] < width:
+            return resize(picture, (height, width))
+        top, left = (int(rng.integers(n - side + 1)) for n, side in zip(picture.shape, (height, width), strict=False))
+        return picture[top : top + height, left : left + width]
+
+
+MAKER = Perlin
 
 
 def paste(
