@@ -15,11 +15,13 @@ from anomalens.detector import Detector, setting_types
 from anomalens.errors import NotFitted, UnknownName, WrongInput
 from anomalens.registry import module
 from anomalens.types import Card, Sample, View
+from tests.support.oracle import oracle_url
+from tests.support.rules import DARK, PALE, rules_against
 
 NAMES = al.names()
 MAY_BE_EMPTY = (
     "paper", "venue", "repo", "pitfalls", "reported", "normals", "auxiliary", "stored_mb", "extras", "weights", "external",
-    "aliases",
+    "aliases", "cpu_fit",
 )  # fmt: skip
 
 
@@ -30,6 +32,10 @@ def small(name: str, **settings) -> Detector:
     wanted = {"image_size": 128, "steps": 30, **settings}  # steps: of detectors that train
     if "inner" in hints:
         return al.create(name, inner=small("patchcore", **settings))
+    if "base_url" in hints:  # asks a served model: here one that sees what was drawn
+        wanted |= {"base_url": oracle_url(), "model": "oracle", "cache": ""}
+    if "parser_settings" in hints:  # checks written rules
+        wanted |= rules_against(pale=PALE, dark=DARK)
     if needs_language(cls):  # random weights: everything but knowledge
         wanted = {"backbone": "clip:tiny?weights=random", "adapter": "random", **wanted}
     return al.create(name, **{k: v for k, v in wanted.items() if k in hints})

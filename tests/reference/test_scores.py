@@ -1,6 +1,6 @@
 """Stored scores on a small input: a change of numbers is a decision, not an accident.
 
-After a change that is meant: python tests/reference/test_scores.py  writes the file anew.
+After a change that is meant: python -m tests.reference.test_scores  writes the file anew.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import anomalens as al
 from anomalens.detector import setting_types
 from anomalens.registry import module
 from anomalens.types import Sample, View
+from tests.support.oracle import oracle_url
+from tests.support.rules import BRIGHT, rules_against
 
 FILE = Path(__file__).with_name("scores.json")
 RELATIVE = 2e-3  # other CPUs and versions of numpy and ONNX Runtime round differently
@@ -50,6 +52,10 @@ def scores(name: str) -> list[float]:
         settings |= {
             k: v for k, v in {"backbone": "clip:tiny?weights=random", "adapter": "random"}.items() if k in hints
         }
+    if "base_url" in hints:
+        settings |= {"base_url": oracle_url(), "model": "oracle", "cache": ""}
+    if "parser_settings" in hints:
+        settings |= rules_against(bright=BRIGHT)
     if "steps" in hints:  # of detectors that train
         settings["steps"] = 10
     lights = "image" not in al.card(name).needs
@@ -60,7 +66,7 @@ def scores(name: str) -> list[float]:
 @pytest.mark.parametrize("name", al.names())
 def test_scores_are_those_stored(name):
     stored = json.loads(FILE.read_text(encoding="utf-8"))
-    assert name in stored, f"{name} has no stored scores: python tests/reference/test_scores.py"
+    assert name in stored, f"{name} has no stored scores: python -m tests.reference.test_scores"
     allowed = TRAINED if al.card(name).trains == "gradient" else RELATIVE
     assert scores(name) == pytest.approx(stored[name], rel=allowed)
 

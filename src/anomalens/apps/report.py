@@ -97,7 +97,8 @@ def render(
     """The complete HTML page.
 
     rows: one per picture with id, score (None: it could not be judged), p_value, verdict, error, and for those that
-        are shown (`choose`) also regions, reasons, size [w, h], heat (`run_folder.shrink`) and label, as far as known.
+        are shown (`choose`) also regions, reasons, size [w, h], heat (`run_folder.shrink`), label and view (which of
+        several views `pictures` gives), as far as known.
     pictures: id -> (H, W, 3) uint8, or None when there is none; called in threads, `limit` times at most.
     limit: most pictures on the page; all others are named in a table.
     """
@@ -113,6 +114,7 @@ def render(
             "picture": None if picture is None else data_uri(thumbnail(picture), "jpeg"),
             "heat": heat and data_uri(heat_png(heat, span), "png"),
             "size": size,
+            "bars": view_bars(row),
             "share": chance(row, good),
             "link": "#open=" + quote(row["id"], safe="/", errors="replace"),
         }
@@ -179,6 +181,19 @@ def chance(row: Row, good: Sequence[float]) -> str:
     if p > 0.15:
         return f"about {round(10 * p)} in 10 good pictures score this high"
     return f"about 1 in {_round(1 / p):,} good pictures scores this high"
+
+
+def view_bars(row: Row) -> list[dict[str, Any]]:
+    """What each view shows of what was found, where a reason says so: view, share, and mark, the share that the next
+    such reason gives it (for AFRD the weight of the light), None without."""
+    told = [reason["shares"] for reason in row.get("reasons") or () if reason.get("shares")]
+    if not told:
+        return []
+    first, marks = told[0], told[1] if len(told) > 1 else {}
+    most = max(first.values())
+    return [
+        {"view": view, "share": share, "mark": marks.get(view), "most": share == most} for view, share in first.items()
+    ]
 
 
 def thumbnail(picture: np.ndarray) -> bytes:

@@ -41,7 +41,7 @@ from .. import __version__
 from ..errors import AnomalensError, CannotWrite, WrongInput
 from ..files import writing
 from ..images import encode_map, read_image, to_8bit
-from ..types import Prediction, Region, Sample, Verdict
+from ..types import Prediction, Reason, Region, Sample, Verdict
 from . import report
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 COLUMNS = ("id", "score", "p_value", "verdict", "n_regions", "regions", "error")
 FILES = ("results.jsonl", "results.csv", "index.html", "run.json")  # in the order in which they are swapped in
-PRIVATE = ("path", "stamp", "heat")  # what a line of rows.jsonl holds for us and results.jsonl does not
+PRIVATE = ("path", "view", "stamp", "heat")  # what a line of rows.jsonl holds for us and results.jsonl does not
 HEAT_SIDE = 64  # longest side of the small map the page shows
 QUEUE = 4  # maps that may wait to be written; each is as large as its picture
 
@@ -145,16 +145,19 @@ class RunFolder:
         picture_size: tuple[int, int] | None = None,
         path: str | os.PathLike[str] | None = None,
         label: int | None = None,
+        view: str = "",
     ) -> None:
         """Keep one prediction. Its map is written in the background while the next picture is scored.
 
         picture_size: (height, width); the size of the map when not given. path: the picture, for the report.
-        label: 1 anomalous, 0 normal, None unknown. A score that is no number becomes an error row.
+        label: 1 anomalous, 0 normal, None unknown. view: which of several views of the sample that picture is.
+        A score that is no number becomes an error row, with the first reason as its error.
         """
         if prediction.id in self._failed:
             return  # a prediction made without the picture does not count
         if not math.isfinite(prediction.score):
-            return self.fail(prediction.id, f"the method gave no score ({prediction.score})", path, label)
+            why = prediction.reasons[0].text if prediction.reasons else ""
+            return self.fail(prediction.id, why or f"the method gave no score ({prediction.score})", path, label)
         if prediction.map is not None and picture_size is None:
             picture_size = (prediction.map.shape[0], prediction.map.shape[1])
         if prediction.map is not None and self.map_scale is None:
@@ -166,11 +169,12 @@ class RunFolder:
             "p_value": None if prediction.p_value is None else float(prediction.p_value),
             "verdict": prediction.verdict,
             "regions": [_region(region) for region in prediction.regions],
-            "reasons": [{"text": r.text, "rule": r.rule, "box": r.box and _ints(r.box)} for r in prediction.reasons],
+            "reasons": [_reason(reason) for reason in prediction.reasons],
             "size": picture_size and [int(picture_size[1]), int(picture_size[0])],
             "map": None,
             "map_scale": None,
             "label": None if label is None else int(label),
+            "view": view,
             "error": "",
         }
         self._put(row, prediction.map, path)
@@ -445,6 +449,11 @@ def _region(region: Region) -> dict[str, Any]:
         "peak": float(region.peak),
         "outline": [_ints(point) for point in region.outline],
     }
+
+
+def _reason(reason: Reason) -> dict[str, Any]:
+    shares = {view: float(share) for view, share in reason.shares.items()}
+    return {"text": reason.text, "rule": reason.rule, "box": reason.box and _ints(reason.box), "shares": shares}
 
 
 def _ints(values: Iterable[int]) -> list[int]:

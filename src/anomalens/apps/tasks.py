@@ -196,6 +196,9 @@ def evaluate(
     stream: metrics.PixelAccumulator | None = None
     for prediction in detector.predict(watch(test, "judging labelled pictures", len(test))):
         sample = by_id[prediction.id]
+        if math.isnan(prediction.score):
+            watch.unreadable[prediction.id] = next((r.text for r in prediction.reasons), "the method gave no score")
+            continue
         scored.append((prediction.score, int(bool(sample.label))))
         categories.append(prediction.category or sample.category)
         if not masked or prediction.map is None or (sample.label and sample.mask is None):
@@ -536,10 +539,13 @@ def _judge(
             if calibration
             else with_own_regions(prediction, min_area)
         )
-        run.add(judged, path=_path(sample), label=sample.label)
+        view = telling_view(judged, sample)
+        path = sample.views[view].path if view else _path(sample)
+        run.add(judged, path=path, label=sample.label, view=view)
     for name, why in watch.unreadable.items():
         run.fail(name, why, path=_path(by_id[name]))
     scores = {row["id"]: row["score"] for row in run.rows() if row["score"] is not None}
+    own = {row["id"]: row["verdict"] for row in run.rows() if row["score"] is not None and row["verdict"]}
     seconds = time.perf_counter() - started
     if not scores:
         first = next(run.rows())["error"]
@@ -551,6 +557,13 @@ def _judge(
         limit, out = stands_out(list(scores.values()))
         verdicts = {name: "review" if flag else "pass" for name, flag in zip(scores, out, strict=True)}
         summary["review"] = limit
+        if own:  # a method that decides by itself, such as one that answers in words
+            verdicts |= {name: "pass" if verdict == "pass" else "review" for name, verdict in own.items()}
+            summary["review"] = None
+            summary["sentences"] = [
+                "No good pictures were given, so nothing is promised: pictures that the method itself calls anomalous are "
+                "marked for review, none is rejected."
+            ]
     page = run.finish(summary, verdicts=verdicts)
     return conclusion(run, page, summary)
 
@@ -607,6 +620,13 @@ def conclusion(run: RunFolder, page: Path, summary: Summary) -> dict[str, Any]:
             "method": facts["plan"]["method"], "false_alarm_rate": facts["plan"]["false_alarm_rate"],
             "reject_above": summary.get("reject"), "review_above": summary.get("review"),
             "pictures_per_second": speed}  # fmt: skip
+
+
+def telling_view(prediction: Prediction, sample: Sample) -> str:
+    """Of several views of a sample the one that shows most of what was found, if it has a file; else ""."""
+    shares = next((r.shares for r in prediction.reasons if r.shares), {})
+    there = [name for name in shares if name in sample.views and sample.views[name].path]
+    return max(there, key=lambda name: shares[name], default="")
 
 
 def _path(sample: Sample) -> str | None:

@@ -172,7 +172,7 @@ class Fit:
                 "counts": {
                     "fit": self.count, "good": tally.labels.count(0), "anomalous": tally.labels.count(1),
                     "left_out": len(self.members[cell["data"]["category"]]) - len(ids),
-                    "unreadable": self.unreadable[cell["data"]["category"]],
+                    "unreadable": self.unreadable[cell["data"]["category"]] + tally.unanswered,
                 },
                 "seconds": {
                     "fit": self.fit_seconds, "predict": seconds * share, "predict_cpu": cpu * share,
@@ -225,9 +225,13 @@ class Tally:
     pixels: int = 0
     stream: metrics.PixelAccumulator | None = None
     why_not: str = ""  # pixel figures have no value
+    unanswered: int = 0  # pictures the method gave no score for
 
     def add(self, prediction: Prediction, label: int, mask: np.ndarray | None) -> None:
         """mask: None where there is none, which says "no defect" of a good picture and nothing of another."""
+        if math.isnan(prediction.score):
+            self.unanswered += 1
+            return
         self.ids.append(prediction.id)
         self.labels.append(label)
         self.values.append(float(prediction.score))

@@ -104,7 +104,8 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Choice:
-    """A method and why. slow: made for a GPU that is not there. missing: what has to be fetched before it runs."""
+    """A method and why. slow: made for a GPU that is not there; of methods that need one for training alone, the
+    training is shortened. missing: what has to be fetched before it runs."""
 
     name: str
     title: str
@@ -216,7 +217,7 @@ def _text(card: Card, q: Query) -> Verdict:
 
 
 def _gpu(card: Card, q: Query) -> Verdict:
-    if q.gpu == "none" and card.trains == "gradient" and card.fit_cost in ("F3", "F4"):
+    if q.gpu == "none" and card.trains == "gradient" and card.fit_cost in ("F3", "F4") and not card.cpu_fit:
         return "needs a GPU for training", "use a GPU"
     if q.gpu != "both" and card.gpu == "yes" and card.predict_cost in ("P3", "P4"):
         return "needs a GPU", "use a GPU"
@@ -283,6 +284,11 @@ def _filtered(query: Query, cards: Mapping[str, Card], skip: str = "") -> tuple[
 
 def _slow(card: Card, q: Query) -> bool:
     return card.gpu == "yes" and q.gpu != "both"
+
+
+def _short(card: Card, q: Query) -> bool:
+    """Whether it would be trained for less than published, because there is no GPU."""
+    return bool(card.cpu_fit) and q.gpu == "none"
 
 
 def missing(card: Card, query: Query) -> tuple[str, ...]:
@@ -462,7 +468,7 @@ def _choice(query: Query, name: str, card: Card, number: str, rule: Rule) -> Cho
         rule=number,
         reason=rule.reason.format(**vars(query)),
         notes=tuple(_remarks(query, name, card, rule)),
-        slow=_slow(card, query),
+        slow=_slow(card, query) or _short(card, query),
         missing=missing(card, query),
         evidence=tuple(_evidence(query, name, card, rule)),
     )
@@ -473,6 +479,8 @@ def _remarks(query: Query, name: str, card: Card, rule: Rule) -> Iterator[str]:
         yield rule.beside[name]
     if _slow(card, query):
         yield "slow: made for a GPU"
+    if _short(card, query):
+        yield "trained for minutes on a CPU, much shorter than published: its published figures do not hold for that"
     if _semantic(query) and "semantic" not in card.levels:
         yield "finds what looks wrong; a missing or misplaced part will mostly pass"
     if card.focus != "any" and query.surface == "unknown":

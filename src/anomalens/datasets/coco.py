@@ -151,20 +151,29 @@ def read_annotations(picture: Path, shapes: Sequence[tuple[Any, Any]]) -> np.nda
     """
     total = np.zeros(picture_size(picture), bool)
     for segmentation, box in shapes:
-        try:
-            if isinstance(segmentation, dict):
-                total |= decode_runs(segmentation["counts"], tuple(segmentation["size"]))
-            elif segmentation:
-                for outline in segmentation:
-                    fill_polygon(total, np.reshape(outline, (-1, 2)))
-            else:
-                x, y, width, height = box
-                fill_polygon(total, [(x, y), (x + width, y), (x + width, y + height), (x, y + height)])
-        except (ValueError, TypeError, KeyError) as error:
-            raise WrongInput(
-                f"an annotation of {picture} does not fit it ({error}); export the annotations again."
-            ) from None
+        fill_annotation(total, segmentation, box, str(picture))
     return total
+
+
+def fill_annotation(total: np.ndarray, segmentation: Any, box: Any, source: str) -> None:
+    """Set what one annotation covers in a mask (H, W) bool; source is named in errors.
+
+    Raises:
+        WrongInput: an annotation that does not fit the picture.
+    """
+    try:
+        if isinstance(segmentation, dict):
+            total |= decode_runs(segmentation["counts"], tuple(segmentation["size"]))
+        elif segmentation:
+            for outline in segmentation:
+                fill_polygon(total, np.reshape(outline, (-1, 2)))
+        else:
+            x, y, width, height = box
+            fill_polygon(total, [(x, y), (x + width, y), (x + width, y + height), (x, y + height)])
+    except (ValueError, TypeError, KeyError) as error:
+        raise WrongInput(
+            f"an annotation of {source} does not fit it ({error}); export the annotations again."
+        ) from None
 
 
 DATASET = Coco

@@ -118,29 +118,38 @@ def read_shapes(picture: Path, shapes: Sequence[dict[str, Any]]) -> np.ndarray:
     """
     total = np.zeros(picture_size(picture), bool)
     for shape in shapes:
-        kind, points = shape["shape_type"] or "polygon", shape["points"]
-        try:
-            if kind == "polygon":
-                fill_polygon(total, points)
-            elif kind == "rectangle":
-                (x0, y0), (x1, y1) = points
-                fill_polygon(total, [(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
-            elif kind == "circle":
-                fill_circle(total, *points)
-            elif kind in ("line", "linestrip", "point"):
-                draw_line(total, points)
-            elif kind == "points":
-                for point in points:
-                    draw_line(total, [point])
-            elif kind == "mask":
-                _paste(total, points[0], shape["mask"])
-            else:
-                raise WrongInput(f"{picture} has a shape of the type {kind!r}; draw it as a polygon.")
-        except (ValueError, TypeError, IndexError, OSError) as error:
-            if isinstance(error, WrongInput):
-                raise
-            raise WrongInput(f"a shape {kind} of {picture} is damaged ({error}); draw it again.") from None
+        fill_shape(total, shape, str(picture))
     return total
+
+
+def fill_shape(total: np.ndarray, shape: dict[str, Any], source: str) -> None:
+    """Set what one shape covers in a mask (H, W) bool; source is named in errors.
+
+    Raises:
+        WrongInput: a shape of another type, or one that is damaged.
+    """
+    kind, points = shape.get("shape_type") or "polygon", shape["points"]
+    try:
+        if kind == "polygon":
+            fill_polygon(total, points)
+        elif kind == "rectangle":
+            (x0, y0), (x1, y1) = points
+            fill_polygon(total, [(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
+        elif kind == "circle":
+            fill_circle(total, *points)
+        elif kind in ("line", "linestrip", "point"):
+            draw_line(total, points)
+        elif kind == "points":
+            for point in points:
+                draw_line(total, [point])
+        elif kind == "mask":
+            _paste(total, points[0], shape["mask"])
+        else:
+            raise WrongInput(f"{source} has a shape of the type {kind!r}; draw it as a polygon.")
+    except (ValueError, TypeError, IndexError, OSError) as error:
+        if isinstance(error, WrongInput):
+            raise
+        raise WrongInput(f"a shape {kind} of {source} is damaged ({error}); draw it again.") from None
 
 
 def _paste(total: np.ndarray, corner: Sequence[float], text: str) -> None:

@@ -63,6 +63,7 @@ CARD = Card(
     fit_cost="F4",
     predict_cost="P1",
     gpu="fit",
+    cpu_fit="F2",
     stored_mb=16.4,
     extras=("torch",),
     weights=(),
@@ -396,10 +397,14 @@ class AFRD(Detector):
             return ()
         positive = np.maximum(shares, 0)
         positive = positive / max(positive.sum(), np.finfo(float).tiny)
-        out = [Reason(listed("Seen under", self.lights, positive), rule="lights")]
+        out = [self.reason("Seen under", positive, "lights")]
         if alpha is not None:
-            out.append(Reason(listed("Weights", self.lights, alpha.mean(axis=0)), rule="attention"))
+            out.append(self.reason("Weights", alpha.mean(axis=0), "attention"))
         return tuple(out)
+
+    def reason(self, what: str, shares: np.ndarray, rule: str) -> Reason:
+        by_light = dict(zip(self.lights, shares.tolist(), strict=True)) if shares.any() else {}
+        return Reason(listed(what, self.lights, shares), rule, shares=by_light)
 
 
 def by_light(weight: Any, features: Any) -> Any:

@@ -111,13 +111,20 @@ class PerView(Detector):
             maps = [p.map for p in parts if p.map is not None]
             same = len(maps) == len(parts) and len({m.shape for m in maps}) == 1
             pick = np.max if self.combine == "max" else np.mean
-            worst = list(detectors)[int(scores.argmax())]
             yield Prediction(
                 sample.id,
                 float(pick(scores)),
                 pick(np.stack(maps), axis=0).astype(np.float32) if same else None,
-                reasons=(Reason(f"most suspicious view: {worst}"),) if len(parts) > 1 else (),
+                reasons=(most_suspicious(list(detectors), scores),) if len(parts) > 1 else (),
             )
+
+
+def most_suspicious(views: list[str], scores: np.ndarray) -> Reason:
+    """Which view has the highest score, and each score as a share of their sum, which needs scores of one sign."""
+    text = f"most suspicious view: {views[int(scores.argmax())]}"
+    if not (scores.min() >= 0 and 0 < scores.sum() < np.inf):
+        return Reason(text, "views")
+    return Reason(text, "views", shares=dict(zip(views, (scores / scores.sum()).tolist(), strict=True)))
 
 
 def own_views(sample: Sample) -> tuple[str, ...]:

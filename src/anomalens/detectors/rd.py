@@ -53,6 +53,7 @@ CARD = Card(
     fit_cost="F3",
     predict_cost="P1",
     gpu="fit",
+    cpu_fit="F2",
     stored_mb=15.5,
     extras=("torch",),
     weights=(),

@@ -76,11 +76,16 @@ def through(network: Callable[[np.ndarray], list[Any]], source: Iterable[Batch])
     return ahead(lambda batch: (batch, network(batch.images)), source, depth=1)
 
 
-def ahead(work: Callable[[Item], Result], items: Iterable[Item], depth: int = 16) -> Iterator[Result]:
-    """map(work, items) in order, with up to `depth` items worked on ahead of the consumer in threads."""
+def ahead(
+    work: Callable[[Item], Result], items: Iterable[Item], depth: int = 16, workers: int | None = None
+) -> Iterator[Result]:
+    """map(work, items) in order, with up to `depth` items worked on ahead of the consumer in threads.
+
+    workers: threads; by default what the processor allows. More where the work is waiting, such as for a server.
+    """
     source = iter(items)
     pending: deque[Future[Result]] = deque()
-    pool = ThreadPoolExecutor(max_workers=min(cores(), 8), thread_name_prefix="anomalens-read")
+    pool = ThreadPoolExecutor(max_workers=workers or min(cores(), 8), thread_name_prefix="anomalens-read")
     try:
         pending.extend(pool.submit(work, item) for item in islice(source, depth))
         while pending:

@@ -40,7 +40,8 @@ __all__ = [
 
 LOG = logging.getLogger("anomalens")
 RECENT = 50  # steps that the reported loss is the mean of
-ENOUGH_TO_GUESS = 3  # steps before the time left is told
+ENOUGH_TO_GUESS = 3  # steps after which the time left is told,
+LONG_TO_WAIT = 2.0  # or seconds, where steps are slow: those tell it from the first on
 MOST_SKIPPED = 50  # skipped steps in a row after which on_nan="skip" gives up
 FIRST_SCALE, LEAST_SCALE = 2.0**16, 2.0**-14  # of the loss in fp16; below the least, the gradient itself is not finite
 GROWTH = 2000  # good steps after which the scale doubles
@@ -52,7 +53,8 @@ COUNTED = (
 
 class Report(Protocol):
     """Told at the start and after every step: figures are loss (mean of the last steps), rate (steps per second), left
-    (seconds, once it can be guessed) and what the loss names. A training that ends early says total = step at last."""
+    (seconds, once it can be guessed, which is after three steps or two seconds) and what the loss names. A training that
+    ends early says total = step at last."""
 
     def __call__(self, step: int, total: int, figures: dict[str, float]) -> None: ...
 
@@ -174,7 +176,7 @@ class _Run:
         from_first(self.tensors.everything().values())
         self._resume()
         began, before, first = time.monotonic(), self.seconds, self.step
-        saved = began
+        saved = after_first = began
         self.report(self.step, self.total, {})
         self.tensors.mode(training=True)
         try:
@@ -190,9 +192,13 @@ class _Run:
                 self.done = last or self.stopped_early
                 now = time.monotonic()
                 self.seconds = before + now - began
-                rate = (self.step - first) / max(now - began, 1e-9)
+                made = self.step - first
+                if made == 1:  # memory and threads are prepared in it: the rate is soon that of the others alone
+                    after_first, rate = now, 1 / max(now - began, 1e-9)
+                else:
+                    rate = (made - 1) / max(now - after_first, 1e-9)
                 figures = {"loss": self._mean_loss(), "rate": rate, **self.extra}
-                if self.step - first >= ENOUGH_TO_GUESS:
+                if made >= ENOUGH_TO_GUESS or now - began >= LONG_TO_WAIT:
                     figures["left"] = (self.total - self.step) / rate
                 self.report(self.step, self.step if self.done else self.total, figures)
                 long_ago = now - saved >= 60 * recipe.checkpoint_minutes

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +21,9 @@ from PIL import Image
 
 import anomalens as al
 from anomalens.apps.cli import main
+from anomalens.apps.tasks import telling_view
 from anomalens.datasets.procedural import Procedural
+from anomalens.types import Prediction, Reason, Sample, View
 
 
 def run(*arguments: object, code: int = 0):
@@ -141,6 +146,37 @@ def test_python_gives_the_same_scores(report, parts):
     detector = al.create("patchcore", image_size=128).fit(al.samples(parts / "train" / "good"))
     scores = {p.id: p.score for p in detector.predict(al.samples(parts / "test"))}
     assert scores == {r["id"]: r["score"] for r in rows(report)}
+
+
+def test_of_several_lights_the_page_shows_the_one_that_shows_most(tmp_path):
+    pytest.importorskip("torch")
+    root = Procedural("relief", size=64, train_count=5, good_count=1, bad_count=2).write(tmp_path / "relief")
+    method = ("--method", "afrd", "--set", "image_size=64", "--set", "steps=2")
+    run("inspect", root / "test", "--good", root / "train" / "good", *method, "--out", tmp_path / "out")
+    page = (tmp_path / "out" / "index.html").read_text()
+    for found in rows(tmp_path / "out"):
+        reason = found["reasons"][0]
+        assert sum(reason["shares"].values()) == pytest.approx(1)
+        most = max(reason["shares"], key=reason["shares"].get)
+        card = page[page.index(f'data-id="{found["id"]}"') :]
+        card = card[: card.index("</article>")]
+        assert f'<span class="viewed">{most}</span>' in card
+        with Image.open(io.BytesIO(base64.b64decode(re.search(r"image/jpeg;base64,([^\"]+)", card)[1]))) as shown:
+            pixels = np.asarray(shown, float)
+        lights = [np.asarray(Image.open(root / "test" / found["id"] / f"light_{k}.png"), float) for k in range(6)]
+        assert np.argmin([np.abs(pixels - light).mean() for light in lights]) == int(most[-1])
+
+
+def test_the_telling_view_has_a_file():
+    views = {name: View(name, lambda: None, path) for name, path in (("left", None), ("right", "r.png"))}
+    sample = Sample("0", views)
+
+    def telling(**shares):
+        return telling_view(Prediction("0", 1.0, reasons=(Reason("first"), Reason("", shares=shares))), sample)
+
+    assert telling(left=0.9, right=0.1) == "right"
+    assert telling(left=0.9, top=0.1) == ""
+    assert telling() == ""
 
 
 def test_without_good_pictures_a_zero_shot_method_is_used_and_named(parts, tmp_path):

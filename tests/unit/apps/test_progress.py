@@ -37,7 +37,7 @@ def test_elsewhere_a_training_is_a_line_every_ten_seconds(clock, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        "training: 100 steps, about 24 s left",
+        "training: 100 steps, about 25 s",
         "training: step 43 of 100, loss 0.02326, normal 0.25, 4 steps/s, 14 s left",
         "training: step 83 of 100, loss 0.01205, normal 0.25, 4 steps/s, 4 s left",
         "training: 100 steps, loss 0.01, took 25 s",
@@ -53,7 +53,7 @@ def test_a_continued_training_says_where(clock, capsys):
     told(Training(), clock, total=100, per_step=100, first=50)
     assert capsys.readouterr().err.splitlines()[:2] == [
         "training goes on at step 50 of 100",
-        "training: 100 steps, about 78 min left",
+        "training: 50 more steps, about 83 min",
     ]
 
 
@@ -64,6 +64,8 @@ def test_on_a_terminal_a_training_is_a_bar_with_loss_rate_and_time_left(clock, m
     monkeypatch.setattr(sys, "stderr", terminal)
     training = Training()
     training(0, 1000, {})
+    training._bar.refresh()
+    assert "timing the first steps" in terminal.getvalue()
     training(400, 1000, {"loss": 0.5, "rate": 2.0, "left": 300.0})
     training._bar.refresh()
     training.close()

@@ -155,6 +155,32 @@ def test_a_missing_picture_is_said(rows):
     assert page.texts["text"].count("the picture is not there any more") == 3
 
 
+SEEN = {"text": "Seen under light_2 71 %", "rule": "lights", "shares": {"light_0": 0.2895, "light_2": 0.7105}}
+WEIGHTS = {"text": "Weights light_0 50 %", "rule": "attention", "shares": {"light_0": 0.5, "light_2": 0.5}}
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_the_views_that_showed_it_are_bars_and_named_in_words(marked):
+    told = {**detailed("a/0.png", 9.0, "reject"), "view": "light_2", "reasons": [SEEN, WEIGHTS][: 1 + marked]}
+    page = Page(render(SUMMARY, [told, detailed("b.png", 1.0, "pass")], grey))
+    assert len(page.all("figure", "views")) == 1
+    bars = [a["style"] for tag, a in page.found if tag == "i" and a.get("style", "").startswith("--share")]
+    mark = "; --mark: 0.5000" if marked else ""
+    assert bars == [f"--share: 0.2895{mark}", f"--share: 0.7105{mark}"]
+    assert [t.replace("\xa0", " ") for t in page.texts["b"] if "%" in t.replace("\xa0", " ")] == ["29 %", "71 %"]
+    assert len(page.all("li", "most")) == 1
+    words = [t for texts in page.texts.values() for t in texts if "Seen under" in t]
+    assert words == ["Seen under light_2 71 %. "]  # for those who hear the page; not a second time in sight
+    assert page.texts["span"].count("light_2") == 2  # on the picture and beside the bar
+    assert any("Picture a/0.png under light_2, reject" in (a.get("aria-label") or "") for a in page.all("svg"))
+
+
+def test_a_sample_of_one_view_has_no_bars(rows):
+    page = Page(render(SUMMARY, rows, grey))
+    assert not page.all("figure")
+    assert not page.all("span", "viewed")
+
+
 def test_the_limit_keeps_rejects_first_and_names_the_rest():
     many = [row(f"pass{k}.png", k, "pass") for k in range(30)] + [
         row(f"bad{k}.png", 5.5 + k, "reject") for k in range(3)

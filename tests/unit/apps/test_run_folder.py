@@ -44,9 +44,8 @@ def predict(id: str) -> Prediction:
     rng = np.random.default_rng(list(id.encode()))
     values = rng.random((20, 30), np.float32) * 5
     region = Region((1, 2, 5, 6), 9, float(values.max()), ((1, 2), (5, 2), (5, 6)))
-    return Prediction(
-        id, float(rng.normal()), values, (region,), (Reason("too long"),), p_value=1 / 3, verdict="reject"
-    )
+    reason = Reason("too long", shares={"left": np.float32(0.25), "right": np.float32(0.75)})
+    return Prediction(id, float(rng.normal()), values, (region,), (reason,), p_value=1 / 3, verdict="reject")
 
 
 def score_all(out: Path, samples, plan=PLAN, stop_after: int | None = None) -> list[str]:
@@ -85,9 +84,9 @@ def test_a_run_writes_every_file_in_input_order_with_full_precision(tmp_path, pi
     first = objects[0]
     assert first["size"] == [30, 20]
     assert first["regions"][0]["outline"] == [[1, 2], [5, 2], [5, 6]]
-    assert first["reasons"][0]["text"] == "too long"
+    assert first["reasons"] == [{"text": "too long", "rule": "", "box": None, "shares": {"left": 0.25, "right": 0.75}}]
     assert (first["map"], first["map_scale"], first["label"]) == ("maps/good/000.png.png", 4.0, 0)
-    assert not {"path", "stamp", "heat"} & first.keys()
+    assert not {"path", "view", "stamp", "heat"} & first.keys()
     with (out / "results.csv").open(newline="") as file:
         table = list(csv.reader(file))
     assert tuple(table[0]) == COLUMNS

@@ -122,6 +122,20 @@ def test_slow_ones_come_after_the_others():
     assert order == ["anomalydino", "patchcore", "padim"]  # winclip is second in the rule, but needs a GPU
 
 
+def test_what_a_cpu_trains_for_minutes_comes_after_what_needs_no_gpu_and_says_so():
+    short = {**CARDS, "rd": dataclasses.replace(CARDS["rd"], cpu_fit="F2")}
+    given = {"normals": 200, "anomaly": "semantic", "gpu": "none", "weights": ("rd", "patchcore"), "need": ("score",)}
+    assert "rd" not in [c.name for c in (lambda a: (a.proposal, *a.alternatives))(asked(**given))]
+    answer = asked(short, **given)
+    assert [c.name for c in (answer.proposal, *answer.alternatives)][:2] == ["patchcore", "rd"]
+    assert any("shorter than published" in note for note in answer.alternatives[0].notes)
+    for gpu in ("fit", "both"):
+        assert not any("shorter" in note for note in asked(short, **given | {"gpu": gpu}).proposal.notes)
+    alone = asked({"rd": short["rd"]}, normals=200, gpu="none")
+    assert alone.proposal.name == "rd"
+    assert recommend(Query(normals=200, gpu="none")).proposal.name == "patchcore"
+
+
 def test_no_dead_card():
     """Each detector is the proposal of some query when only its own weights are here."""
     grid = itertools.product((0, 4, 30, 200), (1, 100), ("unknown", "aligned", "free"), (("score",), ("score", "map")))

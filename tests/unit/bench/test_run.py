@@ -24,7 +24,7 @@ from anomalens.detectors.patchcore import PatchCore
 from anomalens.errors import CannotWrite, Unreadable
 from anomalens.images import encode
 from anomalens.synthesis import corruptions
-from anomalens.types import View
+from anomalens.types import Prediction, View
 
 OPTIONS = {"size": 48, "train_count": 10, "good_count": 3, "bad_count": 4}
 SMALL = {"reader": "procedural", "categories": ["cloth"], "options": OPTIONS}
@@ -543,3 +543,11 @@ def test_unreadable_says_why():
     assert some.settled() == []
     assert some.unreadable == {sample.id: "x.png is damaged."}
     assert list(some) == []
+
+
+def test_a_picture_without_a_score_is_counted_and_left_out():
+    tally = _job.Tally(frozenset("abc"), {"size": None}, masked=False)
+    for id, score, label in (("a", 0.1, 0), ("b", math.nan, 0), ("c", 0.9, 1)):
+        tally.add(Prediction(id, score), label, None)
+    assert (tally.ids, tally.labels, tally.values) == (["a", "c"], [0, 1], [0.1, 0.9])
+    assert tally.unanswered == 1

@@ -168,6 +168,10 @@ def test_the_light_that_shows_the_defect_is_named(taught, fusion, light):
     assert bad.score > fine.score
     assert bad.reasons[0].rule == "lights"
     assert bad.reasons[0].text.startswith(f"Seen under light_{light} ")
+    for reason in bad.reasons:
+        assert list(reason.shares) == ["light_0", "light_1", "light_2", "light_3"]
+        assert sum(reason.shares.values()) == pytest.approx(1, abs=1e-5)
+    assert max(bad.reasons[0].shares, key=bad.reasons[0].shares.get) == f"light_{light}"
     assert 24 - 8 <= bad.map.argmax() // 64 < 40 + 8
     assert [r.rule for r in bad.reasons] == ["lights", "attention"][: 1 + (fusion == "attention")]
 

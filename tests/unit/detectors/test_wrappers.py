@@ -13,6 +13,7 @@ from PIL import Image
 import anomalens as al
 from anomalens.datasets.procedural import Procedural
 from anomalens.detector import Detector
+from anomalens.detectors.per_view import most_suspicious
 from anomalens.detectors.tiled import Tiled, starts
 from anomalens.detectors.within import Within
 from anomalens.errors import WrongInput
@@ -115,8 +116,15 @@ def test_every_view_gets_its_own_detector_and_the_worst_one_is_named():
         alone = {v: next(iter(d.predict([only_view(s, v)]))).score for v, d in detector.by_view.items()}
         assert p.score == pytest.approx(max(alone.values()), rel=1e-5)
         assert p.reasons[0].text == f"most suspicious view: {max(alone, key=alone.get)}"
+        total = sum(alone.values())
+        assert p.reasons[0].shares == pytest.approx({v: score / total for v, score in alone.items()}, rel=1e-4)
     mean = al.create("per-view", inner=al.create("patchcore", image_size=96), combine="mean").fit(relief.train())
     assert next(mean.predict(test)).score < next(detector.predict(test)).score
+
+
+@pytest.mark.parametrize("scores", [[-1.0, 2.0], [0.0, 0.0], [float("nan"), 1.0], [1.0, float("inf")]])
+def test_scores_that_have_no_shares_have_none(scores):
+    assert most_suspicious(["a", "b"], np.array(scores)).shares == {}
 
 
 def only_view(s: Sample, view: str) -> Sample:

@@ -10,12 +10,14 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from anomalens.errors import CannotWrite, Diverged, WrongInput
 from anomalens.parts import _checkpoint
+from anomalens.parts import train as train_module
 from anomalens.parts.threads import cores
 from anomalens.parts.train import (
     Group,
@@ -615,6 +617,28 @@ def test_a_training_is_quiet_unless_watched(capfd, tmp_path):
     assert set(told[5][2]) == {"loss", "rate", "size", "left"}
     assert told[5][2]["left"] == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["0", "1"]
+
+
+def test_the_time_left_is_told_early_and_the_first_step_does_not_spoil_it(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(train_module.time, "monotonic", lambda: clock.now)
+    weights = start()
+
+    def told(first: float, others: float) -> list[float | None]:
+        """What is said to be left after each of five steps that take so many seconds."""
+        costs, left = iter([first, *[others] * 4]), []
+
+        def loss(batch):
+            clock.now += next(costs)
+            return squares(weights)(batch)
+
+        report = lambda step, total, figures: left.append(figures.get("left"))  # noqa: E731
+        train(loss, [weights], pairs(), Recipe(steps=5), report=report)
+        return left[1:]
+
+    assert told(10.0, 1.0) == pytest.approx([40, 3, 2, 1, 0])  # slow: from the first step on
+    assert told(0.5, 0.1)[:2] == [None, None]
+    assert told(0.5, 0.1)[2:] == pytest.approx([0.2, 0.1, 0])
 
 
 # --- parameters -------------------------------------------------------------------------------------------------------

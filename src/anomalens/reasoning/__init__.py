@@ -1,0 +1,1 @@
+"""Talking with language models, rules, and running what they write where it can do no harm."""
