@@ -377,7 +377,9 @@ def _measure(prediction: Prediction) -> tuple[float, float, float]:
 
 def _collect(scored: list[Measured], how: Any, given: int = 0) -> Calibration:
     if not scored:
-        raise WrongInput("none of the good pictures got a score, so there is no threshold; look at what the method says.")
+        raise WrongInput(
+            "none of the good pictures got a score, so there is no threshold; look at what the method says."
+        )
     table = np.asarray([row[:3] for row in scored], np.float64)
     categories = tuple(row[3] for row in scored)
     if not np.isfinite(table[:, 0]).all():

@@ -191,7 +191,8 @@ def _settings(cls: type) -> dict[str, tuple[str, str]]:
         kind = str(hints[field.name]).replace("typing.", "").replace("anomalens.detector.", "")
         if isinstance(hints[field.name], type) and not kind.startswith("tuple["):
             kind = hints[field.name].__name__
-        out[field.name] = (kind, repr(field.default))
+        made = field.default_factory
+        out[field.name] = (kind, repr(field.default if made is dataclasses.MISSING else made()))
     return out
 
 

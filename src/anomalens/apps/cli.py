@@ -60,6 +60,16 @@ def options(*names: str) -> Callable[[Any], Any]:
         "maps": click.option("--maps/--no-maps", default=True, help="Write maps/*.png.", show_default=True),
         "fail_on": click.option("--fail-on", type=click.Choice(["reject", "review"]),
                                 help=f"Exit with code {REJECTED} if any picture gets this verdict (or worse)."),
+        "model": click.option("--model", "asked", metavar="NAME", help="Language model to ask, as its server calls it."),
+        "base_url": click.option("--base-url", default="", metavar="URL",
+                                 help="Its server (chat completions); there is no default."),
+        "key_env": click.option("--key-env", default="", metavar="NAME", help="Environment variable with the key."),
+        "dry_run": click.option("--dry-run", is_flag=True, help="Ask nothing; say what would be sent."),
+        "explain": click.option("--explain", is_flag=True, help="Have a vision model say what is wrong with flagged ones."),
+        "context": click.option("--context", default="", metavar="TEXT", help="What it should know of the thing."),
+        "told": click.option("--rules", "told", multiple=True, metavar="TEXT",
+                             help="What a normal one satisfies; may be repeated."),
+        "parser": click.option("--parser", metavar="NAME", help="What finds the parts [default: parts]; see docs/rules.md."),
         "json": click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout."),
     }  # fmt: skip
 
@@ -69,6 +79,26 @@ def options(*names: str) -> Callable[[Any], Any]:
         return function
 
     return apply
+
+
+EXPLAIN = ("explain", "model", "base_url", "key_env", "context", "told", "dry_run")
+
+
+def explaining(how: dict[str, Any]) -> Any:
+    """Takes the options of EXPLAIN out of `how`: as an `Explain`, or None where nothing is to be explained."""
+    explain, asked, base_url, key_env, context, told, dry_run = (
+        how.pop(name) for name in ("explain", "asked", "base_url", "key_env", "context", "told", "dry_run")
+    )
+    if not explain:
+        given = {"--model": asked, "--base-url": base_url, "--key-env": key_env, "--context": context, "--rules": told,
+                 "--dry-run": dry_run}  # fmt: skip
+        stray = [name for name, value in given.items() if value]
+        if stray:
+            raise click.UsageError(f"{stray[0]} goes with --explain.")
+        return None
+    from .explain import Explain
+
+    return Explain(asked or "", base_url, key_env, context, told, dry_run)
 
 
 class ManyWords(click.Command):
@@ -103,11 +133,13 @@ def main() -> None:
 @click.option("--out", type=click.Path(), default="anomalens-report", show_default=True, help="Folder of the report.")
 @click.option("--save-model", type=click.Path(), help="Also save the fitted detector here.")
 @options("method", "object", "backbone", "rate", "roi", "tile", "min_area", "memory", "seed", "device", "set", "maps",
-         "fail_on", "json")  # fmt: skip
+         "fail_on", *EXPLAIN, "json")  # fmt: skip
 def inspect(new: str, good: str | None, out: str, save_model: str | None, fail_on: str | None, as_json: bool,
             **how: Any) -> None:  # fmt: skip
     """Learn from good pictures, judge new ones, write a report."""
     from . import tasks
+
+    how["explain"] = explaining(how)
 
     summary = tasks.inspect(new, good, out, save_model=save_model, quiet=as_json, **how)
     _conclude(summary, as_json, fail_on)
@@ -142,11 +174,12 @@ def add(model: str, good: str, as_json: bool) -> None:
 @click.argument("model", type=click.Path())
 @click.argument("new", type=click.Path())
 @click.option("--out", type=click.Path(), default="anomalens-report", show_default=True, help="Folder of the report.")
-@options("object", "rate", "min_area", "device", "maps", "fail_on", "json")
+@options("object", "rate", "min_area", "device", "maps", "fail_on", *EXPLAIN, "json")
 def predict(model: str, new: str, out: str, fail_on: str | None, as_json: bool, **how: Any) -> None:
     """Judge new pictures with a saved detector, write a report."""
     from . import tasks
 
+    how["explain"] = explaining(how)
     _conclude(tasks.predict(model, new, out, quiet=as_json, **how), as_json, fail_on)
 
 
@@ -280,12 +313,49 @@ def demo(out: str, category: str, seed: int, as_json: bool) -> None:
 @click.option(
     "--processes", type=int, metavar="N", help="Jobs at once, each in a process of its own [default: in this one]."
 )
+@click.option(
+    "--logibench",
+    "logical",
+    metavar="[READER=]ROOT",
+    help="Instead: rules on logical anomalies; MVTec LOCO AD with annotations, or procedural-logic=, drawn ones. "
+    "--mode is oracle, parsed or both. The options from here on belong to it.",
+)
+@click.option("--annotations", type=click.Path(), metavar="PATH", help="Of MVTec LOCO AD [default: ROOT/annotations].")
+@click.option(
+    "--rules", "rules_from", type=click.Path(), metavar="PATH", help="A file, or a folder with CATEGORY.yaml."
+)
+@click.option(
+    "--parser", metavar="NAME|PATH", help="What finds the things in mode parsed; a file holds its settings too."
+)
+@click.option("--judge", multiple=True, metavar="NAME", help="Of reasons: rule, llm, human=FILE; may be repeated.")
+@click.option(
+    "--attempts",
+    type=click.IntRange(min=0),
+    metavar="M",
+    help="Programs asked of the model for each category [default: 10]; 0 judges by typed rules.",
+)
+@click.option(
+    "--model", metavar="NAME", help="Language model that writes the programs; without it the rules are typed."
+)
+@click.option("--base-url", metavar="URL", help="Address of its server; without it --cache holds recorded answers.")
+@click.option("--key-env", metavar="NAME", help="Environment variable with the key of the server.")
+@click.option("--cache", type=click.Path(), metavar="PATH", help="Folder of the model's answers.")
 @options("json")
-def bench(plan: str | None, out: str, as_json: bool, **how: Any) -> None:
+def bench(plan: str | None, out: str, as_json: bool, logical: str | None, **how: Any) -> None:
     """Compare methods on labelled data, as a PLAN (.toml or .json) or the options say; stopped, it goes on."""
-    from .bench import bench as run_bench
+    own = {name: how.pop(name) for name in ("annotations", "rules_from", "parser", "judge", "attempts", "model",
+                                            "base_url", "key_env", "cache")}  # fmt: skip
+    if logical is not None:
+        from . import logibench
 
-    summary = run_bench(plan, out, quiet=as_json, **how)
+        summary = logibench.of_options(logical, out, plan, how, own, quiet=as_json)
+    else:
+        from .bench import bench as run_bench
+
+        if given := [name for name, value in own.items() if value not in (None, ())]:
+            word = given[0].replace("rules_from", "rules").replace("_", "-")
+            raise click.UsageError(f"--{word} belongs to --logibench; give that too, or leave it out.")
+        summary = run_bench(plan, out, quiet=as_json, **how)
     click.echo(json.dumps(summary) if as_json else summary["words"])
     if summary["failed"]:
         sys.exit(INCOMPLETE)
@@ -372,6 +442,69 @@ def stress(model: str, good: str, out: str, as_json: bool, **how: Any) -> None:
     given = {key: value for key, value in how.items() if value not in (None, ())}
     facts = run_stress(model, good, out, quiet=as_json, **given)
     click.echo(json.dumps(facts) if as_json else facts["words"])
+
+
+@main.group()
+def rules() -> None:
+    """Judge by written rules: draft, check, compile, run."""
+
+
+@rules.command(name="draft")
+@click.argument("good", type=click.Path())
+@click.option("--out", type=click.Path(), default="rules.yaml", show_default=True, help="File of the rules.")
+@click.option("--labels", metavar="NAME,...", help="Parts the rules may speak of [default: what is found].")
+@click.option("--category", metavar="NAME", help="What the product is called [default: the folder].")
+@click.option("--pictures", type=click.IntRange(min=1), default=5, show_default=True, help="Good pictures to send.")
+@options("model", "base_url", "key_env", "dry_run", "json")
+def draft_rules(good: str, out: str, asked: str | None, as_json: bool, **how: Any) -> None:
+    """Have a vision model that sees GOOD pictures propose rules, for you to read and correct."""
+    from .rules import draft
+
+    summary = draft(good, out, model=asked, quiet=as_json, **how)
+    click.echo(json.dumps(summary) if as_json else summary["words"])
+
+
+@rules.command(name="check")
+@click.argument("files", nargs=-1, required=True, type=click.Path())
+@click.option("--labels", metavar="NAME,...", help="What the parser can name [default: the labels in the file].")
+@options("json")
+def check_rules(files: tuple[str, ...], labels: str | None, as_json: bool) -> None:
+    """Say what is wrong with rules (.yaml, .json) and programs (.py), one line each; exit code 2 if anything is."""
+    from .rules import check
+
+    summary = check(files, labels)
+    click.echo(json.dumps(summary) if as_json else summary["words"])
+    if summary["problems"]:
+        sys.exit(Sentence.exit_code)
+
+
+@rules.command(name="compile")
+@click.argument("file", metavar="RULES", type=click.Path())
+@click.argument("good", type=click.Path(), required=False)
+@click.option("--out", type=click.Path(), default="program.py", show_default=True, help="File of the program.")
+@options("parser", "set", "model", "base_url", "key_env", "dry_run", "seed", "json")
+def compile_rules(file: str, good: str | None, out: str, asked: str | None, as_json: bool, **how: Any) -> None:
+    """Make the program that checks RULES and try it on GOOD pictures; rules in words need a model."""
+    from .rules import compile
+
+    summary = compile(file, good, out, model=asked, quiet=as_json, **how)
+    click.echo(json.dumps(summary) if as_json else summary["words"])
+
+
+@rules.command(name="run")
+@click.argument("file", metavar="RULES", type=click.Path())
+@click.argument("new", type=click.Path())
+@click.option("--good", type=click.Path(), help="Folder of good pictures: what is usual, and the promise.")
+@click.option("--out", type=click.Path(), default="anomalens-report", show_default=True, help="Folder of the report.")
+@click.option("--program", type=click.Path(), help="Program of these rules (.py) [default: made from typed rules].")
+@click.option("--save-model", type=click.Path(), help="Also save the fitted detector here.")
+@options("parser", "model", "base_url", "key_env", "rate", "min_area", "seed", "set", "maps", "fail_on", "json")
+def run_rules(file: str, new: str, good: str | None, out: str, asked: str | None, fail_on: str | None, as_json: bool,
+              **how: Any) -> None:  # fmt: skip
+    """Judge NEW pictures by RULES: which rule is broken, where, and why. RULES may be a program (.py)."""
+    from .rules import run
+
+    _conclude(run(file, new, good, out, model=asked, quiet=as_json, **how), as_json, fail_on)
 
 
 @main.command(name="train-aux", cls=ManyWords)

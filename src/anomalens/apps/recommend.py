@@ -73,6 +73,10 @@ def commands(answer: Recommendation, data: str | None, facts: Facts | None) -> l
     if choice is None:
         return []
     where = shlex.quote(data) if data else ""
+    if choice.name == "logicode":  # judges by a file that a person writes
+        new = where if where and (facts is None or facts.test or answer.query.normals == 0) else "NEW"
+        good = f" --good {where or 'GOOD'}" if answer.query.normals else ""
+        return [f"anomalens rules run RULES.yaml {new}{good}"]
     if answer.query.normals == 0:
         return [f"anomalens inspect {where or 'NEW'} --method {choice.name}"]
     if facts is None or facts.normals < 2:

@@ -49,6 +49,7 @@ Row = dict[str, Any]
 class Summary(TypedDict, total=False):
     """What the page and run.json say about a run. Everything is optional; what is missing is not shown.
 
+    headline: the result in one line, where `headline` below does not say it as it is.
     sentences: what is promised and what is not, the most important first.
     method, backbone, differs, licence: as a reader should see them; from the cards.
     good_scores: scores of the good pictures behind the thresholds; empty or missing means nothing is promised.
@@ -59,6 +60,7 @@ class Summary(TypedDict, total=False):
     started, finished (ISO 8601), seconds, pictures_per_second, resumed: filled in by RunFolder.
     """
 
+    headline: str
     sentences: Sequence[str]
     method: str
     backbone: str
@@ -109,12 +111,15 @@ def render(
     def card(row: Row) -> dict[str, Any]:
         picture, heat = pictures(row["id"]), row.get("heat")
         size = row.get("size") or (picture is not None and [picture.shape[1], picture.shape[0]]) or [4, 3]
+        told = numbered(row)
         return {
             **row,
             "picture": None if picture is None else data_uri(thumbnail(picture), "jpeg"),
             "heat": heat and data_uri(heat_png(heat, span), "png"),
             "size": size,
             "bars": view_bars(row),
+            "told": told,
+            "marks": marks(told, size),
             "share": chance(row, good),
             "link": "#open=" + quote(row["id"], safe="/", errors="replace"),
         }
@@ -131,7 +136,7 @@ def render(
     return page.render(
         summary=summary,
         calibrated=bool(good),
-        headline=headline(counts, bool(good)),
+        headline=summary.get("headline") or headline(counts, bool(good)),
         counts={verdict: counts[verdict] for verdict in VERDICTS},
         total=len(rows),
         unreadable=unreadable,
@@ -190,10 +195,31 @@ def view_bars(row: Row) -> list[dict[str, Any]]:
     if not told:
         return []
     first, marks = told[0], told[1] if len(told) > 1 else {}
-    most = max(first.values())
+    most = max(first, key=lambda view: first[view])
+    return [{"view": v, "share": share, "mark": marks.get(v), "most": v == most} for v, share in first.items()]
+
+
+def numbered(row: Row) -> list[dict[str, Any]]:
+    """The reasons without those of `view_bars`; each with a box gets the number under which it is drawn, others None."""
+    told = [reason for reason in row.get("reasons") or () if not reason.get("shares")]
+    places = [reason.get("box") for reason in told]
+    boxes = list(dict.fromkeys(tuple(box) for box in places if box))  # the same place has one number
     return [
-        {"view": view, "share": share, "mark": marks.get(view), "most": share == most} for view, share in first.items()
+        {**reason, "number": boxes.index(tuple(box)) + 1 if box else None}
+        for reason, box in zip(told, places, strict=True)
     ]
+
+
+def marks(told: Sequence[dict[str, Any]], size: Sequence[int]) -> list[dict[str, Any]]:
+    """What to draw on a picture of `size` [w, h]: number, box, and a tag (x, y, side), none over another."""
+    side = max(size) / 16
+    drawn: list[dict[str, Any]] = []
+    for number, box in sorted({reason["number"]: reason["box"] for reason in told if reason["number"]}.items()):
+        x, y = box[0], box[1]
+        while any(abs(mark["x"] - x) < side and abs(mark["y"] - y) < side for mark in drawn):
+            x += side
+        drawn.append({"number": number, "box": box, "x": min(x, size[0] - side), "y": y, "side": side})
+    return drawn
 
 
 def thumbnail(picture: np.ndarray) -> bytes:

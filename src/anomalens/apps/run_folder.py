@@ -27,7 +27,7 @@ import sys
 import time
 import zlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -203,6 +203,7 @@ class RunFolder:
         summary: report.Summary,
         *,
         verdicts: Mapping[str, Verdict] | None = None,
+        reasons: Mapping[str, Sequence[Reason]] | None = None,
         pictures: Callable[[str], np.ndarray | None] | None = None,
         limit: int = 200,
     ) -> Path:
@@ -210,6 +211,7 @@ class RunFolder:
 
         verdicts: by id, where they are only known when all scores are (no calibration). A picture without any
             verdict, and a sample the method gave no answer for, is "review": nothing passes unseen.
+        reasons: by id, what was said afterwards; put behind the reasons of the method.
         pictures: id -> (H, W, 3) uint8 for the page, None when there is none; by default the files given to `add`.
         limit: most pictures on the page.
         """
@@ -218,6 +220,7 @@ class RunFolder:
             if id not in self._lines:
                 self.fail(id, "the method gave no answer for this picture")
         self._drain()
+        self._later = {id: [_reason(reason) for reason in some] for id, some in (reasons or {}).items()}
         with writing(self.path):
             brief = self._write_results(verdicts or {})
             facts = self._facts(summary, brief)
@@ -312,7 +315,7 @@ class RunFolder:
         ):
             sheet = csv.writer(table)
             sheet.writerow(COLUMNS)
-            for row in self.rows():
+            for row in map(self._with_later, self.rows()):
                 if not row["error"]:
                     row["verdict"] = verdicts.get(row["id"]) or row["verdict"] or "review"
                 if row["verdict"] == "pass":
@@ -331,7 +334,13 @@ class RunFolder:
         """The same rows; those on the page with their regions, heat and path."""
         ids = {row["id"] for row in chosen}
         with self._log.open("rb") as log:
-            return [{**self._read(log, row["id"]), **row} if row["id"] in ids else row for row in brief]
+            return [
+                {**self._with_later(self._read(log, row["id"])), **row} if row["id"] in ids else row for row in brief
+            ]
+
+    def _with_later(self, row: Row) -> Row:
+        """The row with the reasons that were given to `finish`."""
+        return {**row, "reasons": [*row["reasons"], *self._later.get(row["id"], ())]}
 
     def _facts(self, summary: report.Summary, brief: list[Row]) -> dict[str, Any]:
         """run.json: what the caller says, and what this object knows."""

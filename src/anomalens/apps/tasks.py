@@ -28,6 +28,8 @@ from ..regions import find_regions
 from ..registry import resolve
 from ..types import Prediction, Sample, Verdict
 from . import recommend
+from .explain import Explain
+from .explain import explain as second_stage
 from .naming import called
 from .progress import Watch, say, shown_training
 from .report import Summary
@@ -50,11 +52,13 @@ def inspect(
     maps: bool = True,
     seed: int = 0,
     quiet: bool = False,
+    explain: Explain | None = None,
     **how: Any,
 ) -> dict[str, Any]:
     """Learn from `good` (or use a method that needs no good picture), judge `new`, write the report to `out`.
 
-    An interrupted run with the same inputs is continued. Returns {"words", "report", "counts", ...}, JSON-able.
+    explain: what to ask a model about what was flagged. An interrupted run with the same inputs is continued. Returns
+    {"words", "report", "counts", ...}, JSON-able.
     """
     watch = Watch(quiet)
     pictures = Folder(new)
@@ -69,6 +73,8 @@ def inspect(
         enough(normal, detector, str(good))
     _check_rate(rate)
     plan = plan_of(detector, new, good, normal, rate=rate, min_area=min_area, maps=maps, seed=seed)
+    if explain and not explain.dry_run:
+        plan["explain"] = explain.plan()
     with RunFolder(out, plan) as run:
         say(run.message, quiet or not run.message)
         kept = run.scratch / "model"
@@ -85,7 +91,9 @@ def inspect(
             words.append(detector.state())
         if learn and save_model:
             store.save(detector, save_model)
-        return _judge(run, detector, fresh, rate, min_area, words=[choice, *words], quiet=quiet, seed=seed)
+        return _judge(
+            run, detector, fresh, rate, min_area, words=[choice, *words], quiet=quiet, seed=seed, explain=explain
+        )
 
 
 def fit(
@@ -151,8 +159,9 @@ def predict(
     maps: bool = True,
     thing: str | None = None,
     quiet: bool = False,
+    explain: Explain | None = None,
 ) -> dict[str, Any]:
-    """Judge `new` with a saved detector and write the report to `out`."""
+    """Judge `new` with a saved detector and write the report to `out`. explain: as for `inspect`."""
     detector = load(model, device)
     if thing:
         rename(detector, thing)
@@ -162,9 +171,11 @@ def predict(
     say(words[0], quiet)
     _check_rate(rate)
     plan = plan_of(detector, new, None, [], rate=rate, min_area=min_area, maps=maps, seed=0)
+    if explain and not explain.dry_run:
+        plan["explain"] = explain.plan()
     with RunFolder(out, plan) as run:
         say(run.message, quiet or not run.message)
-        return _judge(run, detector, fresh, rate, min_area, words=words, quiet=quiet)
+        return _judge(run, detector, fresh, rate, min_area, words=words, quiet=quiet, explain=explain)
 
 
 def evaluate(
@@ -400,6 +411,10 @@ def rename(detector: Detector, thing: str) -> None:
         part.object = thing
 
 
+def _innermost(detector: Detector) -> Detector:
+    return list(_parts(detector))[-1]
+
+
 def _parts(detector: Detector) -> Iterator[Detector]:
     yield detector
     for value in detector.settings().values():
@@ -521,7 +536,7 @@ def _check_rate(rate: float | None) -> None:
 
 def _judge(
     run: RunFolder, detector: Detector, samples: list[Sample], rate: float | None, min_area: int, *, words: list[str],
-    quiet: bool, seed: int = 0,
+    quiet: bool, seed: int = 0, explain: Explain | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Predict everything that is pending, judge it and finish the report."""
     calibration = detector.calibration
@@ -558,14 +573,49 @@ def _judge(
         verdicts = {name: "review" if flag else "pass" for name, flag in zip(scores, out, strict=True)}
         summary["review"] = limit
         if own:  # a method that decides by itself, such as one that answers in words
-            verdicts |= {name: "pass" if verdict == "pass" else "review" for name, verdict in own.items()}
+            by_rule = registry.card(_innermost(detector).method).family == "program"  # a person has said what is wrong
+            verdicts |= own if by_rule else {n: "pass" if v == "pass" else "review" for n, v in own.items()}
             summary["review"] = None
             summary["sentences"] = [
-                "No good pictures were given, so nothing is promised: pictures that the method itself calls anomalous are "
-                "marked for review, none is rejected."
+                "No good pictures were given, so no false-alarm rate is promised: a picture that breaks a rule is rejected."
+                if by_rule
+                else "No good pictures were given, so nothing is promised: pictures that the method itself calls anomalous "
+                "are marked for review, none is rejected."
             ]
-    page = run.finish(summary, verdicts=verdicts)
+            found = sum(verdict != "pass" for verdict in verdicts.values())
+            what = (
+                f"break{'s' * (found == 1)} a rule" if by_rule else f"{'is' if found == 1 else 'are'} called anomalous"
+            )
+            summary["headline"] = f"{found:,} of {len(verdicts):,} pictures {what}"
+    ruleset = getattr(_innermost(detector), "ruleset", None)
+    if ruleset is not None:
+        summary["sentences"] = [rules_in_words(len(ruleset.rules), run.rows()), *summary["sentences"]]
+    reasons = None
+    if explain:
+        final = {**own, **(verdicts or {})}
+        flagged = (row for row in run.rows() if final.get(row["id"], "pass") != "pass")
+        reasons, said = second_stage(explain, flagged, by_id, run.path / "answers", quiet)
+        summary["sentences"] = [*summary["sentences"], said]
+    page = run.finish(summary, verdicts=verdicts, reasons=reasons)
     return conclusion(run, page, summary)
+
+
+def rules_in_words(count: int, rows: Iterable[dict[str, Any]]) -> str:
+    """How many pictures keep the rules, and how many break which. count: of rules; 0 where a program brings its own."""
+    total, kept, broken = 0, 0, Counter[str]()
+    for row in rows:
+        if row["score"] is None:
+            continue
+        total += 1
+        kept += not row["reasons"]
+        broken.update({reason["rule"] for reason in row["reasons"] if reason["rule"]})
+    rules = f"all {count} rules" if count > 1 else "the rule" if count else "the rules"
+    words = f"{kept} of {total} picture{'s' * (total != 1)} keep{'s' * (kept == 1)} {rules}"
+    if broken:
+        words += ". Broken: " + ", ".join(
+            f"{rule} in {n}" for rule, n in sorted(broken.items(), key=lambda r: (-r[1], r[0]))
+        )
+    return words + "."
 
 
 def with_own_regions(prediction: Prediction, min_area: int) -> Prediction:
@@ -580,7 +630,7 @@ def describe_run(
     detector: Detector, calibration: Calibration | None, rate: float | None, words: list[str], seed: int
 ) -> Summary:
     """The facts of the report that do not depend on the new pictures."""
-    innermost = list(_parts(detector))[-1]
+    innermost = _innermost(detector)
     card = registry.card(innermost.method)
     chain = " in ".join(registry.card(p.method).title for p in reversed(list(_parts(detector))))
     backbone = str(getattr(innermost, "backbone", ""))

@@ -107,9 +107,7 @@ def run(
             yield key, replace(prediction, p_value=p_value), verdict == "reject"
 
     for key, prediction, rejected in judged((as_it_is(s), s) for s in samples if as_it_is(s) not in done):
-        trial = Trial(
-            key, key.removeprefix(GOOD), score=prediction.score, p_value=prediction.p_value, found=rejected
-        )
+        trial = Trial(key, key.removeprefix(GOOD), score=prediction.score, p_value=prediction.p_value, found=rejected)
         done[key] = trial
         yield trial
     passed = [sample for sample in samples if not done[as_it_is(sample)].found]

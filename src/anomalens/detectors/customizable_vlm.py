@@ -86,6 +86,7 @@ TEXTS = "customizable_vlm_1"  # a changed text is a new file, so that cached ans
 POOL = 64  # normal pictures of a category among which the nearest references are looked for
 VOTE_TEMPERATURE = 0.7
 MOST_MARKS = 9  # places of another detector that are explained
+NO_EXPLANATION = "No explanation: "  # how the reason begins where `explain` got no usable answer
 ScoreMode = Literal["logprob", "vote", "verbal", "binary"]
 VOTE: ScoreMode = "vote"
 
@@ -590,7 +591,7 @@ def _explained(
     question = [Message("user", vlm.arranged(before, pictures, vlm.form(say["explain_contract"])))]
     result = replace(vlm, score="binary", votes=1).decide(prediction.id, question, asker)
     if result.status != "ok":
-        return (Reason(f"No explanation: {result.error}", vlm.name()),)
+        return (Reason(f"{NO_EXPLANATION}{result.error}", vlm.name()),)
     if result.anomalous:
         return vlm.reasons(result.reasoning, result.defects, shown, marks)
     return (Reason(f"The model sees nothing wrong: {result.reasoning}".rstrip(": "), vlm.name()),)

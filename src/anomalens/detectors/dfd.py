@@ -72,8 +72,9 @@ CARD = Card(
     external=(),
     determinism="seeded",
     differs="the embedded backbone and drawn textures are the default (paper: WideResNet50 with ImageNet weights, pictures "
-    "of DTD: textures=FOLDER); sizes and noise follow the backbone's channels, the published ones are those of WideResNet50; "
-    "on a CPU the training is cut to the preset 'small' (paper: 80 epochs, preset='published'); the last epoch is kept "
+    "of DTD: textures=FOLDER); sizes, noise and the Gaussian path's learning rate follow the backbone's channels, the "
+    "published ones are those of WideResNet50; on a CPU the training is cut to the preset 'small' (paper: 80 epochs, "
+    "preset='published'); the last epoch is kept "
     "(paper: the one that is best on the test set) and the two paths are brought to one scale with good pictures and drawn "
     "defects (paper: with the test set), so that a single picture can be scored; channels are red, green, blue (authors' "
     "code: channel_order='bgr'); the network's batch norms stay as published (their code moves them once, with a picture of "
@@ -83,7 +84,7 @@ CARD = Card(
         "black corners become normal (rotation_fill='reflect', rotation='quarter')",
         "without a GPU a fit takes minutes; patchcore on the same few pictures takes seconds",
         "what it learns depends on the drawn defects: faint stains are unlike them",
-        "after few steps the Gaussian path knows little and lowers the result: paths='perlin' was better at 150 steps",
+        "two trainings differ: the paths share the layer before them, and after 150 steps either may be the better one",
     ),
     aliases=("dual-path-frequency-discriminators",),
 )
@@ -122,6 +123,7 @@ class DFD(Detector):
     dim: D; hidden, heads: of phi^G and phi^P. None are all channels of the backbone, two thirds of D, and one head for 96
         dimensions, which for WideResNet50 are the published 1536, 1024 and 16.
     batch_size: pictures per step. lr_gaussian, lr_perlin, lr_adaptor: Adam's learning rates; the first two fall to 4e-5.
+        lr_gaussian is for 1536 dimensions; in D it is 1536 / D times as high, as a narrow layer needs longer steps.
     textures: folder of foreign textures for drawn defects, such as DTD; "" draws them.
     foreground: where defects are drawn: "none" is everywhere, "bright" or "dark" that side of Otsu's threshold, "auto" as
         the authors do for categories of MVTec AD, by their names, and everywhere for others.
@@ -213,7 +215,7 @@ class DFD(Detector):
             return train_loss(networks, normal, pasted, mask, [noise[:, i].flatten(0, 1) for i in self.halves[0]])
 
         validate = self.validation(net, networks, copies, count)
-        rates = {"gaussian": self.lr_gaussian, "perlin": self.lr_perlin}
+        rates = {"gaussian": self.lr_gaussian * PUBLISHED_DIM / form.dim, "perlin": self.lr_perlin}
         groups = [Group(networks[path], lr=rates[path]) for path in self.used_paths]
         groups.append(Group(networks["adaptor"], lr=self.lr_adaptor, weight_decay=0.0, schedule="constant"))
         recipe, data = self.recipe(device.type, len(shown)), self.data(pictures, net.fingerprint)

@@ -89,7 +89,7 @@ LEAST_RATE = 0.01  # the learning rate ends at this share of its peak
 WARM = 40  # one part in so many of the training is warm-up: 5 of 200 epochs
 PRESETS: dict[str, dict[str, Any]] = {
     "published": {"width": 384, "layers": 4, "heads": 8, "exemplars": 10, "lr": 1e-4, "epochs": 200},
-    "small": {"width": 128, "layers": 2, "heads": 4, "exemplars": 3, "lr": 1e-3, "steps": 400},
+    "small": {"width": 128, "layers": 2, "heads": 4, "exemplars": 3, "lr": 2e-3, "steps": 400},
 }
 
 
@@ -562,15 +562,19 @@ def encode(
 ) -> tuple[Tensor, Tensor]:
     """SACE: X (B, N, D), P (B, T N, D) -> E_X, E_A, each (B, N, D). visible: (N, N) what sample tokens see of themselves.
 
-    E_A holds nothing but prompts: each row is, head by head, a weighted mean of their values; X only gives the weights.
+    E_A holds nothing but prompts: each row is the prompt at that place and, head by head, a weighted mean of the values of
+    all places; X only gives the weights. Without the former, every place starts as the same mean over the whole prompt,
+    and hundreds of steps pass before the attention says anything about places.
     """
     for i, layer in enumerate(net["sace"]):
         X, P = think(layer, X, visible=visible), think(layer, P)
         if couple_back and "back" in layer:
             norm = layer["norm_back"]
             P = P + net["tokens"]["gamma"][i] * attend(layer["back"], norm(P), norm(X))
-    norm = net["alignment"]["norm"]
-    E_A = attend(net["alignment"]["mca"], norm(X), norm(P)) if align else P.unflatten(1, (-1, X.shape[1])).mean(1)
+    E_A = P.unflatten(1, (-1, X.shape[1])).mean(1)
+    if align:
+        norm = net["alignment"]["norm"]
+        E_A = E_A + attend(net["alignment"]["mca"], norm(X), norm(P))
     return net["bottleneck"](X), E_A
 
 

@@ -93,6 +93,12 @@ def test_nothing_fits_is_said_with_what_would_help():
     assert "Left out" in text
 
 
+def test_where_rules_are_written_the_command_names_their_file(tmp_path):
+    asked = ("recommend", "--rules", "yes", "--anomaly", "semantic", "--need", "score")
+    assert "$ anomalens rules run RULES.yaml NEW --good GOOD\n" in run(*asked, "--normals", 80).stdout
+    assert "$ anomalens rules run RULES.yaml NEW\n" in run(*asked, "--normals", 0).stdout
+
+
 def test_missing_weights_are_named():
     card = CARDS["winclip"]
     answer = recommend(Query(weights=(), extras=()), {"winclip": card})

@@ -39,6 +39,18 @@ def pictures(tmp_path):
     return samples
 
 
+def test_what_is_said_afterwards_stands_behind_the_reasons(tmp_path, pictures):
+    with RunFolder(tmp_path / "out", PLAN) as run:
+        for sample in run.pending(pictures):
+            run.add(predict(sample.id), path=sample.views["image"].path)
+        run.finish({}, reasons={IDS[2]: [Reason("a bent pin", "model", (1, 2, 5, 6))]})
+    rows = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    said = {row["id"]: [reason["text"] for reason in row["reasons"]] for row in rows}
+    assert said == {id: ["too long", "a bent pin"] if id == IDS[2] else ["too long"] for id in IDS}
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert page.count("a bent pin") == 1
+
+
 def predict(id: str) -> Prediction:
     """A prediction that depends on the id alone."""
     rng = np.random.default_rng(list(id.encode()))

@@ -17,6 +17,7 @@ from PIL import Image
 
 from anomalens import datasets
 from anomalens.datasets.procedural import Procedural
+from tests.support import mini_loco
 
 SIZE = (20, 24)  # height, width of the pictures
 MARK = (slice(4, 9), slice(6, 12))  # where a written mask is True
@@ -91,6 +92,20 @@ def mvtec(root: Path) -> Tree:
 def procedural(root: Path) -> Tree:
     given = {"category": "cloth", "size": 48, "train_count": 4, "good_count": 2, "bad_count": 4}
     return Tree(given, 4, 2, 4, "cloth", size=(48, 48))
+
+
+def procedural_logic(root: Path) -> Tree:
+    given = {"category": "carton", "size": 96, "train_count": 3, "good_count": 2, "bad_count": 4}
+    defects = frozenset({"misplaced_seal", "missing_seal", "wrong_dots", "wrong_seal"})
+    return Tree(given, 3, 2, 4, "carton", size=(96, 96), defects=defects)
+
+
+def loco_annotations(root: Path) -> Tree:
+    mini_loco.write(root, "screw_bag", train=3, good=2, each=1)
+    kinds = frozenset({"logical_anomalies"})
+    size = (mini_loco.HEIGHT, mini_loco.WIDTH)
+    given = {"root": root, "category": "screw_bag"}
+    return Tree(given, 3, 2, 4, "screw_bag", size=size, categories=("screw_bag",), defects=kinds)
 
 
 def mvtec_ad_2(root: Path) -> Tree:

@@ -322,6 +322,22 @@ def test_a_choice_on_test_pictures_is_flagged(good, drawn, tmp_path, caplog):
         make(test_folder="somewhere")
 
 
+def test_the_gaussian_path_learns_faster_where_there_are_fewer_dimensions(good, monkeypatch):
+    class Stop(Exception):
+        pass
+
+    def caught(loss, groups, *_, **__):
+        seen.append({group.lr for group in groups})
+        raise Stop
+
+    seen: list[set[float]] = []
+    monkeypatch.setattr(dfd, "train", caught)
+    for dim in (dfd.PUBLISHED_DIM, 16):
+        with pytest.raises(Stop):
+            make(dim=dim, lr_gaussian=2e-4, lr_perlin=1e-4, lr_adaptor=5e-4).fit(good)
+    assert seen == [{2e-4, 1e-4, 5e-4}, {2e-4 * 96, 1e-4, 5e-4}]
+
+
 def test_lengths_and_sizes():
     assert (DFD().recipe("cuda", 10).epochs, DFD().recipe("cuda", 10).steps) == (80, None)
     assert (DFD().recipe("cpu", 10).epochs, DFD().recipe("cpu", 10).steps) == (None, 150)

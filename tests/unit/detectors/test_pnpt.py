@@ -125,7 +125,7 @@ def test_attention_is_the_textbook_one():
 
 
 def test_aligned_tokens_hold_prompts_and_nothing_else():
-    """With one head every row of E_A is a mix of prompt values; one cell of the picture only changes the weights."""
+    """With one head every row of E_A is the prompt there and a mix of prompt values; the picture only changes the weights."""
     net = made(3, heads=1)
     X, P = pnpt.embed(net, features(1, 3)), pnpt.embed(net, features(1, 3, seed=1))
     seen = P
@@ -137,7 +137,7 @@ def test_aligned_tokens_hold_prompts_and_nothing_else():
     for at in range(9):
         changed = X.clone()
         changed[0, at] += 10 * torch.randn(32)
-        rows.append(pnpt.encode(net, changed, P, couple_back=False)[1][0])
+        rows.append((pnpt.encode(net, changed, P, couple_back=False)[1] - seen)[0])
     assert not torch.allclose(rows[0], rows[1])
     rows = torch.cat(rows)
     assert torch.linalg.matrix_rank(values, rtol=1e-4) == 9
@@ -145,6 +145,15 @@ def test_aligned_tokens_hold_prompts_and_nothing_else():
     weights = torch.linalg.lstsq(values.T.double(), rows.T.double()).solution
     assert torch.allclose(weights.sum(0), torch.ones(81, dtype=torch.float64), atol=1e-3)
     assert weights.min() > -1e-3
+
+
+def test_alignment_adds_to_the_prompt_of_the_place():
+    net = made()
+    X, P = pnpt.embed(net, features(1)), torch.cat([pnpt.embed(net, features(1, seed=i)) for i in (1, 2)], dim=1)
+    own = pnpt.encode(net, X, P, align=False)[1]
+    assert not torch.allclose(pnpt.encode(net, X, P)[1], own)
+    net["alignment"]["mca"]["o"].weight.data.zero_()
+    assert torch.equal(pnpt.encode(net, X, P)[1], own)
 
 
 def test_the_picture_changes_prompts_only_where_it_is_coupled_back():
