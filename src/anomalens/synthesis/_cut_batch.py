@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -92,7 +92,8 @@ def run(
         group, number = _group(entry["image"]), int(Path(entry["image"]).stem)
         numbers[group] = max(numbers.get(group, 0), number + 1)
     described = generator.described()
-    total = total if total is not None else len(requests) if hasattr(requests, "__len__") else 0
+    if total is None:
+        total = len(requests) if isinstance(requests, Sized) else 0
     made = accepted = skipped = failed = 0
     began = time.monotonic()
     if report is not None:
