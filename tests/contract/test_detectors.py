@@ -29,16 +29,18 @@ def small(name: str, **settings) -> Detector:
     """A detector of this name that is quick on 128-pixel pictures; found by its settings, not by its name."""
     cls = module("detectors", "detector", name).DETECTOR
     hints = setting_types(cls)
-    wanted = {"image_size": 128, "steps": 30, **settings}  # steps: of detectors that train
+    wanted = {"image_size": 128, "steps": 30}  # steps: of detectors that train
     if "inner" in hints:
         return al.create(name, inner=small("patchcore", **settings))
     if "base_url" in hints:  # asks a served model: here one that sees what was drawn
         wanted |= {"base_url": oracle_url(), "model": "oracle", "cache": ""}
+    if "exemplars" in hints:  # attention to a prompt says nothing for the first dozens of steps
+        wanted["steps"] = 60
     if "parser_settings" in hints:  # checks written rules
         wanted |= rules_against(pale=PALE, dark=DARK)
     if needs_language(cls):  # random weights: everything but knowledge
         wanted = {"backbone": "clip:tiny?weights=random", "adapter": "random", **wanted}
-    return al.create(name, **{k: v for k, v in wanted.items() if k in hints})
+    return al.create(name, **{k: v for k, v in {**wanted, **settings}.items() if k in hints})
 
 
 def needs_language(cls: type) -> bool:
