@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import time
+import typing
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -326,15 +327,15 @@ def choose(
             "Method: GRNR, because no good pictures were given: it compares each place of a picture with the rest of the "
             "same picture, so it suits even textures, not objects. Nothing can be promised without good pictures."
         )
-    if not has_good and registry.card(name).normals[0] > 0:
-        ready = [n for n in registry.names() if registry.card(n).normals[0] == 0]
-        raise WrongInput(f"{name} learns from good pictures; give --good GOOD, or use {' or '.join(ready)} without.")
     settings = settings_for(name, **how)
     if "object" in setting_types(registry.class_of(name)):
         settings.setdefault("object", called(new, good))
         if settings["object"]:
             why += f" Its sentences call the thing {settings['object']!r}; --object NAME chooses another name."
     made = create(name, **settings)
+    if not has_good and made.needs_fit:
+        ready = [n for n in registry.names() if registry.card(n).normals[0] == 0 and n != name]
+        raise WrongInput(f"{name} learns from good pictures; give --good GOOD, or use {' or '.join(ready)} without.")
     if tile:
         made = create("tiled", inner=made, tile=tile, overlap=min(64, tile // 4))
     if roi:
@@ -372,7 +373,9 @@ def settings_for(
         try:
             chosen[key] = json.loads(value)
         except ValueError:
-            chosen[key] = tuple(json.loads(f"[{value}]")) if _numbers(value) else value
+            words = typing.get_origin(hints[key]) is tuple  # names, separated by commas
+            split = tuple(part.strip() for part in value.split(","))
+            chosen[key] = tuple(json.loads(f"[{value}]")) if _numbers(value) else split if words else value
         if isinstance(chosen[key], list):
             chosen[key] = tuple(chosen[key])
     return chosen
@@ -564,7 +567,7 @@ def _judge(
     seconds = time.perf_counter() - started
     if not scores:
         first = next(run.rows())["error"]
-        raise Unreadable(f"none of the {len(samples)} new pictures could be read (first: {first})")
+        raise Unreadable(f"none of the {len(samples)} new pictures could be judged (first: {first})")
     verdicts: dict[str, Verdict] | None = None
     summary = describe_run(detector, calibration, rate, words, seed)
     summary["seconds"], summary["pictures_per_second"] = seconds, len(pending) / seconds if pending else None

@@ -350,6 +350,7 @@ def test_what_cannot_work_is_one_sentence_and_exit_code_2(parts, model, tmp_path
     assert "patchcore" in refused("inspect", parts / "test", "--good", good, "--method", "patchcor", *out)
     assert "tiny" in refused("inspect", parts / "test", "--good", good, "--backbone", "tny", *out)
     assert "learns from good pictures" in refused("inspect", parts / "test", "--method", "padim", *out)
+    assert "learns from good pictures" in refused("inspect", parts / "test", "--method", "vlad", *out)
     assert "between 0 and 1" in refused("inspect", parts / "test", "--good", good, "--false-alarm-rate", 2, *out)
     assert "memory" in refused("inspect", parts / "test", "--good", good, "--limit-memory", "lots", *out)
     assert "memory" in refused("inspect", parts / "test", "--good", good, "--limit-memory", "10kB", *out)
@@ -417,3 +418,15 @@ def test_the_installed_command_is_light_and_complete():
     help_text = subprocess.run([sys.executable, "-m", "anomalens.apps.cli", "--help"], capture_output=True, text=True)
     for command in ("inspect", "fit", "predict", "evaluate", "list", "show", "demo"):
         assert command in help_text.stdout
+
+
+def test_settings_of_words_and_numbers_are_split_at_commas():
+    from anomalens.apps.tasks import settings_for
+
+    found = settings_for("vlad", settings=["makers=paste, stain", "layers=1,2", "phrases=a,b", "object=metal nut"])
+    assert (found["makers"], found["layers"], found["object"]) == (("paste", "stain"), (1, 2), "metal nut")
+
+
+def test_a_wrapper_needs_good_pictures_only_where_what_it_holds_does(parts, tmp_path):
+    tiled = run("inspect", parts / "test", "--method", "tiled", "--set", "inner=grnr", "--out", tmp_path / "report")
+    assert tiled.exit_code == 0, tiled.output
