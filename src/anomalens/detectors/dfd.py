@@ -65,6 +65,7 @@ CARD = Card(
     fit_cost="F3",
     predict_cost="P1",
     gpu="fit",
+    cpu_fit="F2",
     stored_mb=3.0,
     extras=("torch",),
     weights=(),

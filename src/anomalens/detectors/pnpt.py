@@ -63,6 +63,7 @@ CARD = Card(
     fit_cost="F4",
     predict_cost="P1",
     gpu="fit",
+    cpu_fit="F2",
     stored_mb=6.0,
     extras=("torch",),
     weights=(),
