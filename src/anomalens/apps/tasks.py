@@ -73,9 +73,7 @@ def inspect(
     if learn:
         enough(normal, detector, str(good))
     _check_rate(rate)
-    plan = plan_of(detector, new, good, normal, rate=rate, min_area=min_area, maps=maps, seed=seed)
-    if explain and not explain.dry_run:
-        plan["explain"] = explain.plan()
+    plan = plan_of(detector, new, good, normal, rate=rate, min_area=min_area, maps=maps, seed=seed, explain=explain)
     with RunFolder(out, plan) as run:
         say(run.message, quiet or not run.message)
         kept = run.scratch / "model"
@@ -171,9 +169,7 @@ def predict(
     words = [new_in_words(pictures, fresh)]
     say(words[0], quiet)
     _check_rate(rate)
-    plan = plan_of(detector, new, None, [], rate=rate, min_area=min_area, maps=maps, seed=0)
-    if explain and not explain.dry_run:
-        plan["explain"] = explain.plan()
+    plan = plan_of(detector, new, None, [], rate=rate, min_area=min_area, maps=maps, seed=0, explain=explain)
     with RunFolder(out, plan) as run:
         say(run.message, quiet or not run.message)
         return _judge(run, detector, fresh, rate, min_area, words=words, quiet=quiet, explain=explain)
@@ -478,10 +474,10 @@ def enough(normal: list[Sample], detector: Detector, folder: str) -> None:
 
 def plan_of(
     detector: Detector, new: str, good: str | None, normal: list[Sample], *, rate: float | None, min_area: int,
-    maps: bool, seed: int,
+    maps: bool, seed: int, explain: Explain | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """What identifies a run: the same plan on the same pictures gives the same results."""
-    return {
+    plan = {
         "method": detector.method,
         "settings": _plain(detector),
         "fitted": fingerprint_of(detector),
@@ -493,6 +489,9 @@ def plan_of(
         "maps": maps,
         "seed": seed,
     }
+    if explain and not explain.dry_run:
+        plan["explain"] = explain.plan()
+    return plan
 
 
 def _digest(content: Any) -> str:
@@ -562,13 +561,18 @@ def _judge(
         run.add(judged, path=path, label=sample.label, view=view)
     for name, why in watch.unreadable.items():
         run.fail(name, why, path=_path(by_id[name]))
-    scores = {row["id"]: row["score"] for row in run.rows() if row["score"] is not None}
-    own = {row["id"]: row["verdict"] for row in run.rows() if row["score"] is not None and row["verdict"]}
+    scores: dict[str, float] = {}
+    own: dict[str, Verdict] = {}
+    for row in run.rows():
+        if row["score"] is not None:
+            scores[row["id"]] = row["score"]
+            if row["verdict"]:
+                own[row["id"]] = row["verdict"]
     seconds = time.perf_counter() - started
     if not scores:
         first = next(run.rows())["error"]
         raise Unreadable(f"none of the {len(samples)} new pictures could be judged (first: {first})")
-    verdicts: dict[str, Verdict] | None = None
+    verdicts: dict[str, Verdict] = {}  # those that are known only now
     summary = describe_run(detector, calibration, rate, words, seed)
     summary["seconds"], summary["pictures_per_second"] = seconds, len(pending) / seconds if pending else None
     if calibration is None:
@@ -577,7 +581,8 @@ def _judge(
         summary["review"] = limit
         if own:  # a method that decides by itself, such as one that answers in words
             by_rule = registry.card(_innermost(detector).method).family == "program"  # a person has said what is wrong
-            verdicts |= own if by_rule else {n: "pass" if v == "pass" else "review" for n, v in own.items()}
+            for name, verdict in own.items():
+                verdicts[name] = verdict if by_rule or verdict == "pass" else "review"
             summary["review"] = None
             summary["sentences"] = [
                 "No good pictures were given, so no false-alarm rate is promised: a picture that breaks a rule is rejected."
@@ -595,7 +600,7 @@ def _judge(
         summary["sentences"] = [rules_in_words(len(ruleset.rules), run.rows()), *summary["sentences"]]
     reasons = None
     if explain:
-        final = {**own, **(verdicts or {})}
+        final = {**own, **verdicts}
         flagged = (row for row in run.rows() if final.get(row["id"], "pass") != "pass")
         reasons, said = second_stage(explain, flagged, by_id, run.path / "answers", quiet)
         summary["sentences"] = [*summary["sentences"], said]
