@@ -80,8 +80,8 @@ def reset_memory() -> int:
 @pytest.mark.parametrize("name", HOSTILE)
 def test_the_kernel_holds_what_the_check_would_have_rejected(name, kernel, tmp_path, monkeypatch):
     secret = tmp_path / "secret"
-    secret.write_text("the secret 4711")
-    monkeypatch.setenv("ANOMALENS_TEST_SECRET", "the secret 4711")
+    secret.write_text("the hidden word")
+    monkeypatch.setenv("ANOMALENS_TEST_SECRET", "the hidden word")
     signals, limits = [], PATIENT if name in CALLS else SHORT
     before = signal.signal(signal.SIGUSR1, lambda *_: signals.append(1))
     try:
@@ -95,12 +95,12 @@ def test_the_kernel_holds_what_the_check_would_have_rejected(name, kernel, tmp_p
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert isinstance(outcome, Outcome)
-    assert "4711" not in str(outcome)
+    assert "hidden word" not in str(outcome)  # digits would turn up by chance among the seconds
     if name in CALLS:
         assert (outcome.status, outcome.error) == ("killed", "made a system call that is not allowed")
     assert not signals
     assert [(p.name, p.read_text(), p.stat().st_mode & 0o777) for p in tmp_path.iterdir()] == [
-        ("secret", "the secret 4711", 0o644)
+        ("secret", "the hidden word", 0o644)
     ]
     assert is_gone(session)
 
