@@ -30,18 +30,19 @@ _HOME = {
     "save": "store",
     "load": "store",
     "samples": "datasets",
-    "Calibration": "calibrate",
+    "Calibration": "thresholds",
     "fit_calibrated": "calibrate",
 }
 
 __all__ = [*_HOME, "__version__"]
 
 if TYPE_CHECKING:
-    from .calibrate import Calibration, fit_calibrated
+    from .calibrate import fit_calibrated
     from .datasets import samples
     from .detector import Detector, card, create, names
     from .errors import AnomalensError
     from .store import load, save
+    from .thresholds import Calibration
     from .types import Card, Prediction, Reason, Region, Sample, View
 
 

@@ -16,7 +16,7 @@ from .types import Card, Prediction, Sample
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from .calibrate import Calibration
+    from .thresholds import Calibration
 
 
 class Detector:

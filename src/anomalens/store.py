@@ -17,10 +17,10 @@ import safetensors
 from safetensors.numpy import load_file, save_file
 
 from . import __version__
-from .calibrate import Calibration
 from .detector import Detector, create
 from .errors import AnomalensError, CannotWrite, NotFitted, WrongInput
 from .files import replace_folder
+from .thresholds import Calibration
 
 FORMAT = 1
 LARGEST_JSON = 64 * 2**20  # bytes; a detector's JSON is a few kB

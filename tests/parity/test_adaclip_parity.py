@@ -22,7 +22,7 @@ pytest.importorskip("open_clip")
 
 from safetensors.numpy import load_file  # noqa: E402
 
-from anomalens.backbones.clip import MEAN, STD, from_tensors, tokenise  # noqa: E402
+from anomalens.backbones.clip import CARD, from_tensors, tokenise  # noqa: E402
 from anomalens.detectors.adaclip import MIX, SCALE, AdaCLIP, Network, layout_of, losses, sentences  # noqa: E402
 from anomalens.images import resize, to_float  # noqa: E402
 from anomalens.parts.auxiliary import soft_mask  # noqa: E402
@@ -105,7 +105,7 @@ class Prompts:
 
 def picture(run: str, index: int) -> np.ndarray:
     """(1, 3, S, S) in [0, 1], of the stored normalised one."""
-    mean, std = (np.asarray(v, np.float64).reshape(1, 3, 1, 1) for v in (MEAN, STD))
+    mean, std = (np.asarray(v, np.float64).reshape(1, 3, 1, 1) for v in (CARD.mean, CARD.std))
     return (stored(run, f"in.image.{index}") * std + mean).astype(np.float32)
 
 

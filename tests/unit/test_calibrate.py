@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import anomalens as al
-from anomalens.calibrate import Calibration, fit_calibrated, stands_out
+from anomalens.calibrate import fit_calibrated
 from anomalens.detector import Detector
 from anomalens.errors import WrongInput
+from anomalens.thresholds import Calibration, stands_out
 from anomalens.types import Prediction, Reason, Sample
 
 

@@ -17,11 +17,11 @@ from markupsafe import Markup, escape
 from .. import synthesis
 from ..bench import stress as test
 from ..bench.stress import Trial
-from ..calibrate import percent
 from ..datasets.folder import Folder
 from ..errors import CannotWrite, Unreadable, WrongInput
 from ..files import write_atomic, writing
 from ..images import encode, resize, to_8bit
+from ..thresholds import percent
 from ..types import Sample
 from .bench_charts import svg
 from .progress import Watch, counting, say

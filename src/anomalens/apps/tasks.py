@@ -18,7 +18,7 @@ import numpy as np
 from .. import detector as registry
 from .. import store
 from ..backbones import card as backbone_card
-from ..calibrate import Calibration, fit_calibrated, percent, review_rate, stands_out
+from ..calibrate import fit_calibrated
 from ..datasets.folder import Folder
 from ..detector import Detector, create, setting_types
 from ..errors import Unreadable, WrongInput, unknown
@@ -27,6 +27,7 @@ from ..parts.sizes import parse_bytes
 from ..parts.train import rank
 from ..regions import find_regions
 from ..registry import resolve
+from ..thresholds import Calibration, percent, review_rate, stands_out
 from ..types import Prediction, Sample, Verdict
 from . import recommend
 from .explain import Explain

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .clip import MEAN, STD, Shape
+from ._clip_shape import MEAN, STD, Shape
 
 Before = Callable[[int, Tensor], Tensor]
 

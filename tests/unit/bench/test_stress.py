@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from anomalens.bench import stress
-from anomalens.calibrate import Calibration
+from anomalens.thresholds import Calibration
 from anomalens.detector import Detector
 from anomalens.errors import UnknownName, WrongInput
 from anomalens.types import Prediction, Sample, View
