@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import WrongInput, unknown
+from ..parts.outlines import fill_annotation
 from ..types import DatasetCard, Sample, View
 from ._files import picture_size, picture_view, require_path
 from ._layouts import in_order, not_found, split_off, split_word
-from ._shapes import decode_runs, fill_polygon
 
 CARD = DatasetCard(
     title="COCO export",
@@ -153,27 +153,6 @@ def read_annotations(picture: Path, shapes: Sequence[tuple[Any, Any]]) -> np.nda
     for segmentation, box in shapes:
         fill_annotation(total, segmentation, box, str(picture))
     return total
-
-
-def fill_annotation(total: np.ndarray, segmentation: Any, box: Any, source: str) -> None:
-    """Set what one annotation covers in a mask (H, W) bool; source is named in errors.
-
-    Raises:
-        WrongInput: an annotation that does not fit the picture.
-    """
-    try:
-        if isinstance(segmentation, dict):
-            total |= decode_runs(segmentation["counts"], tuple(segmentation["size"]))
-        elif segmentation:
-            for outline in segmentation:
-                fill_polygon(total, np.reshape(outline, (-1, 2)))
-        else:
-            x, y, width, height = box
-            fill_polygon(total, [(x, y), (x + width, y), (x + width, y + height), (x, y + height)])
-    except (ValueError, TypeError, KeyError) as error:
-        raise WrongInput(
-            f"an annotation of {source} does not fit it ({error}); export the annotations again."
-        ) from None
 
 
 DATASET = Coco

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ..errors import WrongInput, unknown
+from ..parts.outlines import fill_shape
 from ..types import DatasetCard, Sample, View
 from ._files import picture_size, picture_view, require_path
 from ._layouts import folders, in_order, not_found, pictures, split_off, split_word
-from ._shapes import draw_line, fill_circle, fill_polygon
 
 CARD = DatasetCard(
     title="LabelMe export",
@@ -120,45 +117,6 @@ def read_shapes(picture: Path, shapes: Sequence[dict[str, Any]]) -> np.ndarray:
     for shape in shapes:
         fill_shape(total, shape, str(picture))
     return total
-
-
-def fill_shape(total: np.ndarray, shape: dict[str, Any], source: str) -> None:
-    """Set what one shape covers in a mask (H, W) bool; source is named in errors.
-
-    Raises:
-        WrongInput: a shape of another type, or one that is damaged.
-    """
-    kind, points = shape.get("shape_type") or "polygon", shape["points"]
-    try:
-        if kind == "polygon":
-            fill_polygon(total, points)
-        elif kind == "rectangle":
-            (x0, y0), (x1, y1) = points
-            fill_polygon(total, [(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
-        elif kind == "circle":
-            fill_circle(total, *points)
-        elif kind in ("line", "linestrip", "point"):
-            draw_line(total, points)
-        elif kind == "points":
-            for point in points:
-                draw_line(total, [point])
-        elif kind == "mask":
-            _paste(total, points[0], shape["mask"])
-        else:
-            raise WrongInput(f"{source} has a shape of the type {kind!r}; draw it as a polygon.")
-    except (ValueError, TypeError, IndexError, OSError) as error:
-        if isinstance(error, WrongInput):
-            raise
-        raise WrongInput(f"a shape {kind} of {source} is damaged ({error}); draw it again.") from None
-
-
-def _paste(total: np.ndarray, corner: Sequence[float], text: str) -> None:
-    """A small mask, PNG in base64, with its top left pixel at a corner."""
-    with Image.open(io.BytesIO(base64.b64decode(text))) as image:
-        small = np.asarray(image.convert("L")) != 0
-    x, y = round(corner[0]), round(corner[1])
-    place = total[y : y + small.shape[0], x : x + small.shape[1]]
-    place |= small[: place.shape[0], : place.shape[1]]
 
 
 DATASET = LabelMe

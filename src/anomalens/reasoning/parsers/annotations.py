@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ...datasets.coco import fill_annotation
-from ...datasets.labelme import fill_shape
 from ...errors import Unreadable, WrongInput
 from ...images import SUFFIXES, read_mask
+from ...parts.outlines import fill_annotation, fill_shape
 from ...types import Sample
 from ..scene import Attribute, Parsed, measure
 

@@ -6,13 +6,78 @@ is inside when its middle is; Pillow's own polygons also take the outline and wo
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..errors import WrongInput
+
 Point = Sequence[float]
+
+
+def fill_annotation(total: np.ndarray, segmentation: Any, box: Any, source: str) -> None:
+    """Set what one annotation covers in a mask (H, W) bool; source is named in errors.
+
+    Raises:
+        WrongInput: an annotation that does not fit the picture.
+    """
+    try:
+        if isinstance(segmentation, dict):
+            total |= decode_runs(segmentation["counts"], tuple(segmentation["size"]))
+        elif segmentation:
+            for outline in segmentation:
+                fill_polygon(total, np.reshape(outline, (-1, 2)))
+        else:
+            x, y, width, height = box
+            fill_polygon(total, [(x, y), (x + width, y), (x + width, y + height), (x, y + height)])
+    except (ValueError, TypeError, KeyError) as error:
+        raise WrongInput(
+            f"an annotation of {source} does not fit it ({error}); export the annotations again."
+        ) from None
+
+
+def fill_shape(total: np.ndarray, shape: dict[str, Any], source: str) -> None:
+    """Set what one shape covers in a mask (H, W) bool; source is named in errors.
+
+    Raises:
+        WrongInput: a shape of another type, or one that is damaged.
+    """
+    kind, points = shape.get("shape_type") or "polygon", shape["points"]
+    try:
+        if kind == "polygon":
+            fill_polygon(total, points)
+        elif kind == "rectangle":
+            (x0, y0), (x1, y1) = points
+            fill_polygon(total, [(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
+        elif kind == "circle":
+            fill_circle(total, *points)
+        elif kind in ("line", "linestrip", "point"):
+            draw_line(total, points)
+        elif kind == "points":
+            for point in points:
+                draw_line(total, [point])
+        elif kind == "mask":
+            _paste(total, points[0], shape["mask"])
+        else:
+            raise WrongInput(f"{source} has a shape of the type {kind!r}; draw it as a polygon.")
+    except (ValueError, TypeError, IndexError, OSError) as error:
+        if isinstance(error, WrongInput):
+            raise
+        raise WrongInput(f"a shape {kind} of {source} is damaged ({error}); draw it again.") from None
+
+
+def _paste(total: np.ndarray, corner: Sequence[float], text: str) -> None:
+    """A small mask, PNG in base64, with its top left pixel at a corner."""
+    with Image.open(io.BytesIO(base64.b64decode(text))) as image:
+        small = np.asarray(image.convert("L")) != 0
+    x, y = round(corner[0]), round(corner[1])
+    place = total[y : y + small.shape[0], x : x + small.shape[1]]
+    place |= small[: place.shape[0], : place.shape[1]]
 
 
 def fill_polygon(mask: np.ndarray, points: Sequence[Point] | np.ndarray) -> None:

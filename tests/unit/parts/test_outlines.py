@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomalens.datasets._shapes import decode_runs, fill_polygon
+from anomalens.parts.outlines import decode_runs, fill_polygon
 
 HEIGHT, WIDTH = 12, 15
 COORDINATE = st.floats(-4, 20, allow_nan=False).map(lambda v: round(v, 2) + 0.003)  # never on the middle of a pixel
