@@ -8,8 +8,15 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from anomalens.types import Sample
+
+# The same examples at every run, and no clock: a change is judged by what it changed. `pytest --hypothesis-profile=search`
+# draws new ones.
+settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("search", deadline=None)
+settings.load_profile("suite")
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("ANOMALENS_SHARED", ROOT.parent / "shared"))

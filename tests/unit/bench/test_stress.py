@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from anomalens.bench import stress
-from anomalens.thresholds import Calibration
 from anomalens.detector import Detector
 from anomalens.errors import UnknownName, WrongInput
+from anomalens.thresholds import Calibration
 from anomalens.types import Prediction, Sample, View
 
 SHAPE = (64, 80)

@@ -88,7 +88,7 @@ def test_random_masks(share, connectivity):
     same(np.random.default_rng(int(share * 100)).random((120, 90)) < share, connectivity)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(arrays(bool, st.tuples(st.integers(1, 7), st.integers(1, 7))), st.sampled_from([4, 8]))
 def test_any_small_mask_is_the_flood_fill(mask, connectivity):
     labels, count = label(mask, connectivity)

@@ -30,7 +30,7 @@ def items(draw):
     return np.array(scores, np.float64), np.array(labels, int)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(items())
 def test_against_the_definitions(both):
     scores, labels = both
@@ -48,7 +48,7 @@ def test_against_the_definitions(both):
         assert value("recall-at-fpr", scores, labels, fpr=share) == pytest.approx(expected, abs=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(items(), st.randoms())
 def test_rising_transforms_and_order_change_nothing(both, random):
     scores, labels = both
@@ -61,7 +61,7 @@ def test_rising_transforms_and_order_change_nothing(both, random):
         assert value(name, scores[order], labels[order]) == plain
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(items())
 def test_swapped_labels_and_swapped_scores_mirror_the_auroc(both):
     scores, labels = both
@@ -69,7 +69,7 @@ def test_swapped_labels_and_swapped_scores_mirror_the_auroc(both):
     assert value("auroc", -scores, labels) == pytest.approx(1 - value("auroc", scores, labels), abs=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(items())
 def test_iou_is_f1_over_two_minus_f1_at_the_same_threshold(both):
     found = image(*both, ["f1max"])["f1max"]

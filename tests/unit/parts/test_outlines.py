@@ -22,7 +22,7 @@ def inside(x: float, y: float, points) -> bool:
     return crossings % 2 == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(COORDINATE, COORDINATE), min_size=3, max_size=7))
 def test_a_pixel_is_inside_when_its_middle_is(points):
     mask = np.zeros((HEIGHT, WIDTH), bool)
@@ -63,7 +63,7 @@ def compressed(runs: list[int]) -> str:
     return text
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.floats(0, 1))
 def test_run_lengths_come_back(seed, share):
     mask = np.random.default_rng(seed).random((40, 23)) < share

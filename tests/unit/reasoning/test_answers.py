@@ -50,7 +50,7 @@ def test_hostile_text_costs_little():
 
 
 @given(st.text(max_size=200))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_no_text_raises(text):
     first_json(text)
     first_json("{" + text + "}")
@@ -58,7 +58,7 @@ def test_no_text_raises(text):
 
 
 @given(st.dictionaries(st.text(max_size=8), st.text(max_size=20) | st.booleans() | st.integers(-5, 5), max_size=4))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_every_object_survives_prose_and_fences(value):
     assert first_json(f"I think:\n```json\n{json.dumps(value, indent=2)}\n```\nThat is all.") == value
 

@@ -266,7 +266,7 @@ JSON = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(JSON, JSON, JSON, JSON)
 def test_no_reply_breaks_the_reader(reply, choice, message, logprobs):
     shaped = {"choices": [{"message": {"content": message, "refusal": choice}, "logprobs": {"content": [logprobs]}}]}

@@ -451,7 +451,7 @@ def test_extraction(text, found):
     assert extract(text) == found
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(
         st.sampled_from(["```", "```python", "~~~~ py", "def check(image):", "    return []", "text", "\x00", "\ud800"])

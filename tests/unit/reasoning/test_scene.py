@@ -84,7 +84,7 @@ def slow_rectangle(points: np.ndarray) -> float:
     return best
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sets(st.tuples(st.integers(0, 8), st.integers(0, 8)), min_size=1, max_size=7))
 def test_the_rectangle_is_the_smallest_of_all(pixels):
     x, y = np.array(sorted(pixels)).T
@@ -95,7 +95,7 @@ def test_the_rectangle_is_the_smallest_of_all(pixels):
     assert length * thickness == pytest.approx(slow_rectangle(corners))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=3, max_size=12))
 def test_every_point_is_inside_of_the_hull_and_no_corner_is_flat(points):
     points = np.array(points, float)
