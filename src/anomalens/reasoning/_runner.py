@@ -22,8 +22,10 @@ import warnings
 import _kernel  # type: ignore[import-not-found]  # neighbours by path, without the package
 import program_api  # type: ignore[import-not-found]
 
-NAME = "<program>"
+NAME = "<program \ud800>"  # no file can be named so; to show a line, the compiler would open it, and be killed for that
 LONGEST_TRACE = 15  # lines
+LONGEST_STEP = 100  # characters of each
+RESERVE = 2 << 20  # bytes of address space kept back, to say in that there was no more
 FLAGS = __future__.annotations.compiler_flag  # annotations are kept as text and never evaluated
 
 
@@ -39,20 +41,21 @@ def main() -> None:
     try:
         _kernel.lock_down(**settings, default=refused)
     except _kernel.Missing as missing:
-        send({"missing": str(missing)})
+        send(framed({"missing": str(missing)}))
         return
     program = receive()
-    send({"ready": True})
-    code = None
+    send(framed({"ready": True}))
+    code, reserve = None, bytearray(RESERVE)
     while True:
         scene = receive()
         try:
             image = program_api.Image(scene)
             if code is None:
                 code = compile(program, NAME, "exec", FLAGS, True)
-            reply = judged(code, image)
+            reply = framed(judged(code, image))
         except BaseException as error:
-            reply = {"status": "error", **described(error)}
+            reserve.clear()  # for good: the parent replaces a worker after any error
+            reply = framed({"status": "error", **described(error)})
         send(reply)
 
 
@@ -77,11 +80,14 @@ def described(error: BaseException) -> dict:
             lines.append((step.tb_lineno, code.co_name))
         step = step.tb_next
     line = lines[-1][0] if lines else error.lineno if isinstance(error, SyntaxError) else None
-    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    try:
+        text = error.msg if isinstance(error, SyntaxError) else str(error)
+    except BaseException as why:  # of a number with too many digits, a list that is too deep
+        text = f"its message cannot be written ({type(why).__name__})"
     return {
         "error": f"{type(error).__name__}: {text}"[:1000],
         "line": line,
-        "trace": [f"line {number}, in {name}" for number, name in lines[-LONGEST_TRACE:]],
+        "trace": [f"line {number}, in {name}"[:LONGEST_STEP] for number, name in lines[-LONGEST_TRACE:]],
     }
 
 
@@ -101,11 +107,15 @@ def exactly(count: int) -> bytes:
     return b"".join(parts)
 
 
-def send(message: object) -> None:
+def framed(message: object) -> bytes:
     data = json.dumps(message, allow_nan=False).encode()
-    frame = memoryview(len(data).to_bytes(4, "big") + data)
-    while frame:
-        frame = frame[os.write(1, frame) :]
+    return len(data).to_bytes(4, "big") + data
+
+
+def send(frame: bytes) -> None:
+    left = memoryview(frame)
+    while left:
+        left = left[os.write(1, left) :]
 
 
 if __name__ == "__main__":

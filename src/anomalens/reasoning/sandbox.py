@@ -229,6 +229,8 @@ def self_test(level: Level) -> str:
         return f"it needs Linux, this is {sys.platform}"
     if not sys.executable:
         return "sys.executable is empty, so that no worker can be started"
+    if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
+        return "SIGCHLD is ignored, so that nobody is told how a worker ended; set it to signal.SIG_DFL"
     if level.startswith("bwrap") and not shutil.which("bwrap"):
         return "bubblewrap is not installed (no program bwrap on the path)"
     try:
@@ -252,7 +254,7 @@ def _canaries(level: Level) -> tuple[Outcome, Outcome]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         (folder / "secret").write_text("not for programs")
         listener = stack.enter_context(closing(socket.create_server(("127.0.0.1", 0))))
-        executor = _Processes(level, Limits())
+        executor = _Processes(level, Limits(wall=START))  # patient: a busy computer is no reason to refuse
         careful = stack.enter_context(_Program(executor, _canary.CANARY, refused="refuse"))
         strict = stack.enter_context(_Program(executor, _canary.FORBIDDEN_CALL))
         scene = _canary.scene(
@@ -295,7 +297,7 @@ def refused_calls(source: str, scene: Mapping) -> tuple[Outcome, tuple[str, ...]
     For maintainers, to see whether a new Python needs more (`scripts/sandbox_report.py`). The calls fail instead of
     ending the process, and the static check is left out.
     """
-    program = _Program(_Processes("kernel", Limits()), source, refused="notify")
+    program = _Program(_Processes("kernel", Limits(wall=START)), source, refused="notify")
     with program:
         outcome, worker = program.run(scene), program._worker
     log = worker.log.decode(errors="replace") if worker else ""
@@ -384,7 +386,7 @@ class _Worker:
 
     def __init__(self, level: Level, limits: Limits, refused: str):
         self.limits, self.served, self.busy, self.log, self.stopped = limits, 0, 0.0, bytearray(), False
-        self.born = time.monotonic()
+        self.born, self.owner = time.monotonic(), os.getpid()
         settings = {
             "layers": LAYERS[level],
             "memory": limits.memory,
@@ -416,6 +418,8 @@ class _Worker:
         pipes = (self.process.stdin, self.process.stdout, self.process.stderr)
         self.pipes = [pipe for pipe in pipes if pipe is not None]
         self.input, self.output, self.errors = (pipe.fileno() for pipe in self.pipes)
+        # Held here alone, they close when a program is dropped that nobody closed; its worker then ends.
+        self.process.stdin = self.process.stdout = self.process.stderr = None
         self.poll = select.poll()
         self.poll.register(self.output, select.POLLIN)
         self.poll.register(self.errors, select.POLLIN)
@@ -444,7 +448,7 @@ class _Worker:
             for descriptor, _ in self.poll.poll(math.ceil(1000 * remaining)):
                 if descriptor == self.input:
                     try:
-                        left = left[os.write(self.input, left) :]
+                        left = left[_write(self.input, left) :]
                     except BrokenPipeError:  # why it reads no more is seen at its output
                         left = left[:0]
                     if not left:
@@ -468,18 +472,21 @@ class _Worker:
                     if length is not None and len(received) > 4 + length:
                         raise _Ended("invalid_output", "wrote more than one result")
                     if length is not None and len(received) == 4 + length:
-                        if left:
+                        if left and self.served:  # the first answer may be early: that a layer is missing
                             raise _Ended("invalid_output", "wrote a result before it had read the picture")
                         self.served += 1
                         self.busy += time.monotonic() - begun
                         return bytes(received[4:])
 
     def stop(self) -> None:
-        """End the process and all it started, and collect it. Once: its descriptors may belong to others afterwards."""
+        """End the process and all it started, and collect it. Once: its descriptors may belong to others afterwards.
+
+        In a process forked from the one that started it, only the copies of the descriptors are given up.
+        """
         if self.stopped:
             return
         self.stopped = True
-        if self.process.returncode is None:
+        if self.process.returncode is None and self.owner == os.getpid():
             with suppress(ProcessLookupError, PermissionError):  # ended already and not collected yet
                 os.killpg(self.process.pid, signal.SIGKILL)
         with suppress(BlockingIOError):  # nothing more to read
@@ -504,6 +511,19 @@ class _Worker:
             return _Ended("killed", "closed its output, or the kernel ended it (out of memory, or of time)")
         name = signal.Signals(-code).name if -code in {*signal.Signals} else f"signal {-code}"
         return _Ended("killed", f"the process was ended by {name}")
+
+
+def _write(descriptor: int, data: memoryview) -> int:
+    """os.write. Where nobody reads, BrokenPipeError, even in a process that lets SIGPIPE end it, as some commands do."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
+    try:
+        return os.write(descriptor, data)
+    except BrokenPipeError:
+        if signal.SIGPIPE not in before and signal.SIGPIPE in signal.sigpending():
+            signal.sigwait({signal.SIGPIPE})  # takes it away
+        raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def bubblewrap(descriptor: int) -> list[str]:
@@ -544,7 +564,7 @@ def _frame(message: object) -> bytes:
     """JSON behind four bytes of length."""
     try:
         data = json.dumps(message, allow_nan=False).encode()
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise WrongInput(
             f"the scene is not plain JSON ({error}); use numbers that are finite, str, list, dict."
         ) from error
@@ -564,12 +584,16 @@ def _checked_scene(scene: Mapping) -> Mapping:
         raise WrongInput(
             "a scene is a dict with at least width, height and objects; see reasoning.scene.Scene.to_dict."
         )
+    if not isinstance(scene["objects"], (list, tuple)):
+        raise WrongInput(f"the objects of a scene are {type(scene['objects']).__name__}; a list of dicts is expected.")
     for i, thing in enumerate(scene["objects"]):
         missing = _OBJECT_KEYS - thing.keys() if isinstance(thing, Mapping) else _OBJECT_KEYS
         if missing:
             raise WrongInput(
                 f"object {i} of the scene lacks {', '.join(sorted(missing))}; see reasoning.scene.SceneObject."
             )
+        if type(thing["id"]) is not int:
+            raise WrongInput(f"object {i} of the scene has the id {thing['id']!r:.40}; an int is expected.")
     return scene
 
 

@@ -27,6 +27,7 @@ DEEPEST = 60  # nodes from the module down to a leaf
 LARGEST_POWER = 8
 LARGEST_SHIFT = 64
 LARGEST_INTEGER = 10**12
+MOST_COMPARED = 200_000  # letters of unknown names times letters of known ones, to suggest the nearest
 
 NODES = frozenset(
     getattr(ast, name)
@@ -96,7 +97,9 @@ class Problem:
 def check(source: str) -> tuple[Problem, ...]:
     """All problems of a program, by line; () where it may be run. Never raises on any text.
 
-    The program defines `check(image)`; besides, its top level holds functions and constants only.
+    The program defines `check(image)`; besides, its top level holds functions and constants only. It is parsed and never
+    compiled: a short text can make Python's compiler take all memory, or crash. What the compiler alone finds, such as
+    two arguments of one name, the sandbox tells when the program runs.
     """
     if len(source) > LONGEST:
         return (Problem(0, "size", f"the program has {len(source)} characters; at most {LONGEST} are allowed"),)
@@ -109,7 +112,7 @@ def check(source: str) -> tuple[Problem, ...]:
     size = _size_problem(tree)
     if size:  # the walks below are for trees of bounded size
         return (size,)
-    found = [*_structure_problems(tree), *_node_problems(tree)] or [*_compile_problems(source)]
+    found = [*_structure_problems(tree), *_node_problems(tree), *_loop_problems(tree.body)]
     return tuple(sorted(dict.fromkeys(found), key=lambda problem: problem.line))
 
 
@@ -145,14 +148,15 @@ def _size_problem(tree: ast.Module) -> Problem | None:
     return Problem(line, "nesting", f"nested deeper than {DEEPEST} levels; use helper functions or names")
 
 
-def _compile_problems(source: str) -> Iterator[Problem]:
-    """What the compiler alone finds, such as `break` outside a loop; for a source that has no other problem."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            compile(source, "<program>", "exec", dont_inherit=True)
-    except SyntaxError as error:
-        yield Problem(error.lineno or 0, "syntax", f"not Python: {error.msg}")
+def _loop_problems(statements: list, in_loop: bool = False) -> Iterator[Problem]:
+    """`break` and `continue` outside a loop, which Python's parser does not see."""
+    for node in statements:
+        if isinstance(node, (ast.Break, ast.Continue)) and not in_loop:
+            yield Problem(node.lineno, "syntax", f"not Python: {type(node).__name__.lower()} outside loop")
+        for field in ("body", "handlers", "orelse", "finalbody"):
+            looping = field == "body" and isinstance(node, (ast.For, ast.While))
+            inside = looping or (in_loop and not isinstance(node, ast.FunctionDef))
+            yield from _loop_problems(getattr(node, field, []), inside)
 
 
 def _structure_problems(tree: ast.Module) -> Iterator[Problem]:
@@ -182,6 +186,7 @@ def _structure_problems(tree: ast.Module) -> Iterator[Problem]:
 
 def _node_problems(tree: ast.Module) -> Iterator[Problem]:
     known = NAMES | _bound(tree)
+    near = _comparable(tree, known)
     annotations = {id(n) for part in _annotations(tree) for n in ast.walk(part)}  # never evaluated: any name will do
     for node in ast.walk(tree):
         line = getattr(node, "lineno", 0)
@@ -196,7 +201,7 @@ def _node_problems(tree: ast.Module) -> Iterator[Problem]:
         match node:
             case ast.Name(id=name, ctx=ast.Load()) if name not in known and id(node) not in annotations:
                 if not name.startswith("_"):
-                    yield Problem(line, "name", f"{name} is not available{_nearest(name, known)}")
+                    yield Problem(line, "name", f"{name} is not available{_nearest(name, near)}")
             case ast.Attribute(attr=name, ctx=ctx):
                 if not isinstance(ctx, ast.Load):
                     yield Problem(line, "attribute", f".{name} cannot be assigned; objects are read-only")
@@ -236,6 +241,12 @@ def _bound(tree: ast.Module) -> set[str]:
             case ast.ExceptHandler(name=str(name)):
                 found.add(name)
     return found
+
+
+def _comparable(tree: ast.Module, known: frozenset[str]) -> frozenset[str]:
+    """The names to suggest instead of unknown ones: all that are known, or fewer where comparing would take seconds."""
+    unknown = sum(len(node.id) for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id not in known)
+    return known if unknown * sum(map(len, known)) < MOST_COMPARED else NAMES
 
 
 def _annotations(tree: ast.Module) -> Iterator[ast.AST]:
@@ -289,7 +300,7 @@ def _is_exception(node: ast.expr | None) -> bool:
     return isinstance(node, ast.Name) and node.id in EXCEPTIONS
 
 
-def _nearest(name: str, known: frozenset[str] | set[str]) -> str:
+def _nearest(name: str, known: frozenset[str]) -> str:
     """The end of a sentence that says what to write instead of a name; "" where nothing comes to mind."""
     if name in NAME_HINTS:
         return NAME_HINTS[name]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
+import difflib
 import warnings
 
 import pytest
@@ -11,6 +14,7 @@ from anomalens.reasoning.static_check import ast_hash, check
 
 from .benign import PROGRAMS as BENIGN
 from .benign import body
+from .hostile import LEGAL
 from .hostile import PROGRAMS as HOSTILE
 
 
@@ -100,6 +104,60 @@ def test_any_text_gets_an_answer_and_no_warning(text):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert check(text)
+
+
+@pytest.mark.parametrize("name", LEGAL)
+def test_what_only_limits_can_hold_is_accepted(name):
+    assert check(LEGAL[name][0]) == ()
+
+
+def test_nothing_is_compiled(monkeypatch):
+    """The compiler, unlike the parser, takes all memory for some short texts, and crashes on others."""
+    real = builtins.compile
+
+    def parsed_only(source, filename, mode, flags=0, *more, **named):
+        assert flags & ast.PyCF_ONLY_AST
+        return real(source, filename, mode, flags, *more, **named)
+
+    monkeypatch.setattr(builtins, "compile", parsed_only)
+    for source in (*BENIGN.values(), *HOSTILE.values(), *(source for source, _ in LEGAL.values())):
+        check(source)
+
+
+@pytest.mark.parametrize(
+    ("lines", "found"),
+    [
+        ("break", [2]),
+        ("for i in (1,):\n    pass\nelse:\n    continue", [5]),
+        ("while True:\n    def inner():\n        if True:\n            break\n    break", [5]),
+        ("try:\n    continue\nexcept Exception:\n    break\nfinally:\n    break", [3, 5, 7]),
+        (
+            "for i in (1,):\n    try:\n        continue\n    except Exception:\n        break\n    else:\n        break\n"
+            "    finally:\n        while i:\n            continue\n        else:\n            break",
+            [],
+        ),
+    ],
+)
+def test_ways_out_of_a_loop_are_inside_one(lines, found):
+    assert [p.line for p in check(body(lines)) if "outside loop" in p.hint] == found
+
+
+def test_suggesting_names_takes_no_seconds(monkeypatch):
+    """Comparing many long names with many others would; a program of usual size gets its suggestion."""
+    compared, real = [], difflib.get_close_matches
+
+    def counted(word, names, *more, **named):
+        compared.append(len(word) * sum(map(len, names)))
+        return real(word, names, *more, **named)
+
+    monkeypatch.setattr(difflib, "get_close_matches", counted)
+    for length, number in ((2, 1000), (20, 400), (100, 90), (4000, 2)):
+        names = [f"{chr(97 + i % 26)}{i}".ljust(length, "x") for i in range(2 * number)]
+        assert check(body(f"{' = '.join(names[:number])} = 1\nreturn [{', '.join(names[number:])}]"))
+        assert sum(compared) < 3_000_000
+        compared.clear()
+    many = "\n".join(f"measured_{i} = {i}" for i in range(40))
+    assert any("did you mean measured_7" in p.hint for p in check(body(f"{many}\nreturn [mesured_7]")))
 
 
 def test_the_hash_is_that_of_the_program_and_not_of_its_looks():
