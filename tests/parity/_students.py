@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -50,6 +52,36 @@ def set_batch_norm(module: Any, config: Mapping[str, Any]) -> None:
     for norm in module.modules():
         if isinstance(norm, torch.nn.BatchNorm2d):
             norm.eps, norm.momentum = config["batch_norm"]["eps"], config["batch_norm"]["momentum"]
+
+
+@contextmanager
+def relus() -> Iterator[list[np.ndarray]]:
+    """Which units every ReLU lets through meanwhile, in the order of the calls."""
+    import torch
+
+    real, lit = torch.nn.functional.relu, []
+
+    def relu(x: Any, inplace: bool = False) -> Any:
+        out = real(x, inplace)
+        lit.append((out.detach() > 0).numpy().ravel())
+        return out
+
+    with mock.patch.object(torch.nn.functional, "relu", relu):
+        yield lit
+
+
+def rule_in_training(rule: Mapping[str, Any], key: str, precision: str) -> dict[str, Any]:
+    """The stored tolerance of a training's tensor. In float32 the statistics of a batch of few cells blow up the rounding of
+    single cells, and the losses after the first step follow from gradients, see `excuse`."""
+    loose = {"fraction": 0.99} if precision == "float32" and "." not in key else {}
+    return {**loose, **rule, **({"index": 0} if loose and key == "loss" else {})}
+
+
+def excuse(key: str, single: Mapping[str, Any], double: Mapping[str, Any]) -> str:
+    """Why a gradient in float32, or a parameter after a step, may be far off: the rounding took a ReLU to its other side,
+    where the gradient is another one. '' where none changed sides, so that there is no excuse. In float64 none does."""
+    turned = int((single["relus"] != double["relus"]).sum())
+    return f"rounding turned {turned} of {single['relus'].size} ReLUs" if turned and "." in key else ""
 
 
 def recipe_of(optimizer: Mapping[str, Any], steps: int) -> Recipe:

@@ -150,8 +150,16 @@ def judged(case: str, precision: str) -> dict[str, Any]:
 @cache
 def trained(case: str, precision: str) -> dict[str, Any]:
     """One training step: stages, losses, gradients, and what is left after both optimisers moved."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dfd, "MARGIN", GOLDEN.cases[case]["hinge_margin"])
+        return one_step(case, precision)
+
+
+def one_step(case: str, precision: str) -> dict[str, Any]:
     config, rows = GOLDEN.cases[case], features(case, precision)
     run = config["runs"]["train"]
+    assert set(run["loss_weights"].values()) == {1}
+    assert set(run["L_Per_weights"].values()) == {0.5}
     bands = ("l", "h")
     mask = given(case, "input.mask", precision)[:, 0]
     noise = {band: given(case, f"train.noise.n_{band}", precision) for band in bands}
@@ -247,14 +255,20 @@ def test_the_network_is_the_authors(name, precision, shared):
 
 def test_the_network_input_is_ours():
     """Split, then normalised: the bands of the pictures with drawn defects, where they are as large as the input."""
+    compared = 0
     for case, config in GOLDEN.cases.items():
         mean, std = (np.array(config["normalize"][k], np.float32) for k in ("mean", "std"))
-        for i in range(config["synthesis"]["samples"]):
+        for i in range(min(config["synthesis"]["samples"], config["batch"])):
             for letter, key in (("n", "image"), ("a", "augmented")):
-                bands = split(GOLDEN.tensor(case, "", f"synth.{i}.{key}"), axes=(0, 1))
-                for band, x in zip("lh", bands, strict=True):
+                image = GOLDEN.tensor(case, "", f"synth.{i}.{key}")
+                if image.shape[:2] != (config["image_size"],) * 2:
+                    continue
+                for band, x in zip("lh", split(image, axes=(0, 1)), strict=True):
                     stored = GOLDEN.tensor(case, "", f"input.{letter}_{band}")[i]
                     assert np.abs(np.moveaxis((x - mean) / std, 2, 0) - stored).max() < 1e-5
+                    compared += 1
+    if not compared:
+        pytest.skip("no drawn defect is as large as the network's input")
 
 
 @pytest.mark.parametrize("name", GOLDEN.expected)

@@ -15,6 +15,7 @@ Shapes: B samples, J lights, feature maps (B, J, c, h, w) at each scale.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -25,7 +26,7 @@ import numpy as np
 from ..backbones import Device, Engine, network
 from ..detector import Detector
 from ..errors import WrongInput
-from ..images import resize
+from ..images import resize, to_float
 from ..parts import distillation
 from ..parts.batches import ahead
 from ..parts.grids import resize_map, smooth_matrix, to_numpy
@@ -71,14 +72,15 @@ CARD = Card(
     external=(),
     determinism="seeded",
     differs="Adam with rates 0.005 and 1e-4 (authors: AdamW with 0.4 for everything, preset='authors'); the weights of the "
-    "lights start equal and an entropy bonus keeps them from choosing the light that is easiest to rebuild "
-    "(entropy=0.0 is the authors' way); the embedded backbone is the default (authors: WideResNet50); pictures are resized "
-    "to a square, bilinear (authors: shorter side, Lanczos, centre crop); on a CPU the training is cut to the preset "
-    "'small'; the attention is saved with the student (the authors' code loses it)",
+    "lights start equal, an entropy bonus keeps them from choosing the light that is easiest to rebuild, and a light that "
+    "shows nothing on the good samples is held at an even share (entropy=0.0, hold_silent=False is the authors' way); the "
+    "embedded backbone is the default (authors: WideResNet50); pictures are resized to a square, bilinear (authors: "
+    "shorter side, Lanczos, centre crop); on a CPU the training is cut to the preset 'small'; the attention is saved with "
+    "the student (the authors' code loses it)",
     pitfalls=(
         "the lights must show the same thing from the same place: nothing is aligned here",
-        "the weights are trained to make rebuilding easy, not to show defects: a black picture among the lights is "
-        "attractive; look at what the fitted detector says of its weights",
+        "the weights are trained to make rebuilding easy, not to show defects: a light of which little changes from sample "
+        "to sample is attractive; look at what the fitted detector says of its weights",
         "attention='global' ties weights to places; for things that move 'pooled' is the better choice",
         "fusion='concat' may learn to show the student nothing at all",
     ),
@@ -90,6 +92,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "small": {"steps": 200, "lr": 0.005, "betas": (0.5, 0.999)},
 }
 LIGHT = re.compile(r"light_(\d+)")
+SILENT = 0.1  # contrast, as a share of the lights' upper quartile, below which one shows nothing: real 0.6, black 0.01
 SHOWN = 0.05  # share from which a light is named in the reasons
 
 
@@ -106,8 +109,10 @@ class AFRD(Detector):
         GPU, "small" on a CPU. epochs, steps: other lengths; steps counts before epochs. lr, attention_lr: other
         learning rates. batch_size: samples, of J pictures each.
     entropy: weight of the entropy of alpha, in nats, in the loss, which rewards even weights; None is 0 for the authors'
-        preset, else 0.01. floor: least weight of a light. detach_target: let the fused features be a target only, so that
-        the attention learns through what the student sees.
+        preset, else 0.01. hold_silent: keep the weight of a light that shows nothing on the good samples, as a black or an
+        evenly grey picture, at the even share 1 / J; None is not to for the authors' preset, else to. floor: least weight
+        of a light. detach_target: let the fused features be a target only, so that the attention learns through what the
+        student sees.
     sigma: Gaussian blur of the map, in pixels of the resized picture. image_size: pixels, a multiple of 32, 64 or more.
     limit_memory: bytes, or text such as `1GB`, that the teacher's features may take while training on a CPU; where they
         need more they are computed again in every step.
@@ -128,6 +133,7 @@ class AFRD(Detector):
     lr: float | None = None
     attention_lr: float | None = None
     entropy: float | None = None
+    hold_silent: bool | None = None
     floor: float = 0.0
     detach_target: bool = False
     sigma: float = 4.0
@@ -138,17 +144,20 @@ class AFRD(Detector):
     seed: int = 0
 
     strides: ClassVar[tuple[int, ...]] = distillation.STRIDES
-    learned: ClassVar[tuple[str, ...]] = ("weights", "lights", "students", "fuse", "trained")
+    learned: ClassVar[tuple[str, ...]] = ("weights", "lights", "held", "students", "fuse", "trained")
 
     def fit(self, samples: Iterable[Sample]) -> Self:
         device = training_device(self.device)
-        distillation.check_size("AFRD", self.image_size)
+        distillation.check_sizes("AFRD", self.image_size, self.batch_size)
         samples = iter(samples)
         first = list(islice(samples, 1))
         self.lights = self.lights_of(first)
-        pictures = [lights for lights, _ in ahead(self.read, chain(first, samples))]
+        pictures = [lights for lights, _ in ahead(self.read_good, chain(first, samples))]
         if len(pictures) < 2:
             raise WrongInput(f"AFRD needs at least 2 normal samples, better 1000; got {len(pictures)}.")
+        self.held = self.silent(pictures)
+        if self.held:
+            warnings.warn(f"{self.holding}; is the lamp on? hold_silent=False lets it be learnt.", stacklevel=2)
         teacher = network(self, learn=distillation.as_samples([lights[0] for lights in pictures]))
         with seeded(self.seed):
             students, fuse = self.new_students().to(device), self.new_fusion().to(device)
@@ -196,7 +205,8 @@ class AFRD(Detector):
         )
         if self.trained["alpha"] is None:
             return said
-        return f"{said} {listed('Weights of the lights over the good samples', self.lights, self.trained['alpha'].mean(0))}."
+        weights = listed("Weights of the lights over the good samples", self.lights, self.trained["alpha"].mean(0))
+        return f"{said} {weights}." + (f" {self.holding}." if self.held else "")
 
     # --- the lights ---
 
@@ -219,6 +229,16 @@ class AFRD(Detector):
             )
         return found
 
+    def read_good(self, sample: Sample) -> tuple[np.ndarray, tuple[int, int]]:
+        """`read`, of a sample to learn from: its lights are those of the first one, no more and no fewer."""
+        more = set(filter(LIGHT.fullmatch, sample.views)) - set(self.lights)
+        if more and not self.views and self.fusion != "single":
+            raise WrongInput(
+                f"sample {sample.id} has {', '.join(sorted(more))}, which the first good sample has not; leave out the "
+                "samples that lack a light, or name the lights to use with views."
+            )
+        return self.read(sample)
+
     def read(self, sample: Sample) -> tuple[np.ndarray, tuple[int, int]]:
         """The lights of a sample, resized, (J, H, W, 3) uint8 or uint16, and the (height, width) that they had.
 
@@ -234,6 +254,24 @@ class AFRD(Detector):
         if self.fusion == "image_mean":
             stack = np.rint(np.mean(stack, axis=0, keepdims=True)).astype(stack.dtype)
         return stack, (read[0].shape[0], read[0].shape[1])
+
+    def silent(self, pictures: Sequence[np.ndarray]) -> tuple[str, ...]:
+        """Names of the lights that show nothing on the good samples, whose weight attention is not to learn.
+
+        They are the easiest to rebuild, so it would favour them. One may yet show a defect best, as a grazing light does
+        that a polished surface throws past the camera: hence they are held at their share, not left out.
+        """
+        hold = self.preset != "authors" if self.hold_silent is None else self.hold_silent
+        if self.fusion != "attention" or not hold:
+            return ()
+        shown = np.median([contrasts(lights) for lights in pictures], axis=0)
+        return tuple(self.lights[j] for j in np.flatnonzero(shown < SILENT * np.quantile(shown, 0.75)))
+
+    @property
+    def holding(self) -> str:
+        """What is done with the lights that show nothing."""
+        show = "show nothing" if len(self.held) > 1 else "shows nothing"
+        return f"{' and '.join(self.held)} {show} on the good samples: weight held at 1/{len(self.lights)}"
 
     # --- fusion ---
 
@@ -294,8 +332,15 @@ class AFRD(Detector):
         return out
 
     def weigh(self, logits: Any) -> Any:
-        """alpha: softmax over the lights, none below the floor."""
-        return self.floor + (1 - self.floor * logits.shape[1]) * logits.softmax(dim=1)
+        """alpha (B, J, ...): softmax over the lights, none below the floor. A light that is held has 1 / J; the others share
+        the rest, so equal logits are the mean all the same."""
+        import torch
+
+        free = [j for j, name in enumerate(self.lights) if name not in self.held]
+        alpha = torch.full_like(logits, 1 / len(self.lights))
+        rest = len(free) / len(self.lights) - self.floor * len(free)
+        alpha[:, free] = self.floor + rest * logits[:, free].softmax(dim=1)
+        return alpha
 
     def mean_weights(self, fuse: Any, shown: Any, maps_of: Any) -> np.ndarray | None:
         """alpha (scales, J), mean over the training samples."""
@@ -405,6 +450,13 @@ class AFRD(Detector):
     def reason(self, what: str, shares: np.ndarray, rule: str) -> Reason:
         by_light = dict(zip(self.lights, shares.tolist(), strict=True)) if shares.any() else {}
         return Reason(listed(what, self.lights, shares), rule, shares=by_light)
+
+
+def contrasts(lights: np.ndarray) -> np.ndarray:
+    """(J, H, W, 3) -> (J,): standard deviation between means of 4 x 4 pixels, in [0, 0.5]; sensor noise hardly counts."""
+    count, height, width = (n // k for n, k in zip(lights.shape[:3], (1, 4, 4), strict=True))
+    cells = to_float(lights).reshape(count, height, 4, width, 4, 3).mean(axis=(2, 4))
+    return cells.std(axis=(1, 2)).mean(axis=-1)
 
 
 def by_light(weight: Any, features: Any) -> Any:

@@ -103,6 +103,7 @@ LR_END, DECAY_UNTIL = 4e-5, 76 / 80  # the cosine of the authors ends after 76 o
 WEIGHT_DECAY = 1e-5  # of the discriminators
 MEAN = np.array((0.485, 0.456, 0.406), np.float32)[:, None, None]  # of ImageNet, what most networks subtract
 HELD = 32  # pictures with drawn defects that the scale of the paths, and select="pseudo", are taken from
+HELD_OUT = 10  # of so many good pictures or more, one in so many is held out for select="pseudo"
 ROUNDS = 20  # times a training is looked at where its best moment is kept
 OUTER = (0.1, 99.9)  # percentiles in place of smallest and largest
 
@@ -137,7 +138,9 @@ class DFD(Detector):
         lie around 0, by the mean that the network subtracts ("imagenet": left black, as published).
     channel_order: "bgr" as in the authors' code, which normalises the wrong way round.
     select: which moment of the training is kept: the "last", the best on further drawn defects ("pseudo"), or the best on
-        the labelled test pictures of `test_folder` ("oracle_test"), whose figures are then too good to be true.
+        the labelled test pictures of `test_folder` ("oracle_test"), whose figures are then too good to be true. "pseudo"
+        looks twenty times, at defects in every tenth good picture, which is then not learnt from; of fewer than ten
+        pictures, in further copies of all. patience: with "pseudo", stop after so many looks that found nothing better.
     normalize: how paths are brought to one scale before their mean is taken: once after fit ("fit"), or by the pictures
         that are judged together ("test_set", as published; predict then reads all of them before the first answer).
     limit_memory: bytes, or text such as `1GB`, for what is kept of copies while training.
@@ -169,6 +172,7 @@ class DFD(Detector):
     channel_order: Literal["rgb", "bgr"] = "rgb"
     select: Literal["last", "pseudo", "oracle_test"] = "last"
     test_folder: str = ""
+    patience: int | None = None
     normalize: Literal["fit", "test_set"] = "fit"
     limit_memory: int | str = "1GB"
     device: Device = "auto"
@@ -191,6 +195,11 @@ class DFD(Detector):
                 f"DFD got select={self.select!r} with test_folder={self.test_folder!r}; 'oracle_test' and a folder with "
                 "labelled test pictures go together."
             )
+        if self.patience is not None and self.select != "pseudo":
+            raise WrongInput(
+                "DFD stops early by drawn defects, never by test pictures: patience needs select='pseudo'; got "
+                f"select={self.select!r}."
+            )
 
     # --- learning ---
 
@@ -200,10 +209,13 @@ class DFD(Detector):
         read = list(ahead(lambda sample: (sample.category, resize(sample.image(), size)), samples))
         if not read:
             raise WrongInput("DFD needs at least 1 normal picture, better 4; got none.")
-        pictures = [picture for _, picture in read]
+        given, side = [picture for _, picture in read], self.side_of(read[0][0])
+        pictures = unseen = given
+        if self.select == "pseudo" and len(given) >= HELD_OUT:
+            pictures, unseen = [p for i, p in enumerate(given) if i % HELD_OUT], given[::HELD_OUT]
         net = network(self, learn=())
         form = self.form_for(net.channels)
-        copies = Copies(self, pictures, self.side_of(read[0][0]))
+        copies = Copies(self, pictures, side)
         with seeded(self.seed):
             networks = new_networks(form, self.used_paths).to(device)
 
@@ -215,11 +227,11 @@ class DFD(Detector):
             normal, pasted = ([p[:, i].flatten(0, 1) for i in some] for some in self.halves)
             return train_loss(networks, normal, pasted, mask, [noise[:, i].flatten(0, 1) for i in self.halves[0]])
 
-        validate = self.validation(net, networks, copies, count)
+        validate = self.validation(net, networks, Copies(self, unseen, side), count)
         rates = {"gaussian": self.lr_gaussian * PUBLISHED_DIM / form.dim, "perlin": self.lr_perlin}
         groups = [Group(networks[path], lr=rates[path]) for path in self.used_paths]
         groups.append(Group(networks["adaptor"], lr=self.lr_adaptor, weight_decay=0.0, schedule="constant"))
-        recipe, data = self.recipe(device.type, len(shown)), self.data(pictures, net.fingerprint)
+        recipe, data = self.recipe(device.type, len(shown)), self.data(given, net.fingerprint)
         done = train(loss, groups, shown, recipe, validate=validate, data=data)
         self.form, self.networks = asdict(form), parameters_of(networks)
         self.trained = {
@@ -267,6 +279,7 @@ class DFD(Detector):
             changes="epoch" if epochs else "step",
             keep="last" if self.select == "last" else "best",
             validate_every=max(1, (steps or (epochs or 0) * per_epoch) // ROUNDS),
+            patience=self.patience,
             seed=self.seed,
         )
 
@@ -633,16 +646,29 @@ def train_loss(
 
     normal, pasted: rows p for each band. mask: (B, S, S), 1 where a defect is. noise: rows for each band, added to q.
     """
-    q = [networks["adaptor"](p) for p in normal]
+    q = [adapted(networks["adaptor"], p) for p in normal]
     total = normal[0].new_zeros(())
     if "perlin" in networks:
-        for clean, p in list(zip(q, pasted, strict=True))[::-1]:  # the authors' order, which batch norm remembers
-            defective = networks["adaptor"](p)
-            total = total + perlin_loss(networks["perlin"](defective), mask) + similarity(clean, defective, mask)
+        for (clean, _), p in list(zip(q, pasted, strict=True))[::-1]:  # the authors' order, which batch norm remembers
+            defective, judged = adapted(networks["adaptor"], p)
+            total = total + perlin_loss(networks["perlin"](judged), mask) + similarity(clean, defective, mask)
     if "gaussian" in networks:
-        for clean, e in zip(q, noise, strict=True):
-            total = total + gaussian_loss(networks["gaussian"](_both(clean, clean + e)))
+        for (_, judged), e in zip(q, noise, strict=True):
+            total = total + gaussian_loss(networks["gaussian"](_both(judged, judged + e)))
     return total
+
+
+def adapted(adaptor: Module, p: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows q, and the same rows for a discriminator that is learning: from there no gradient reaches the bias.
+
+    The batch norm behind the discriminator's first layer takes away what all rows have in common, so that gradient is
+    zero. Added up over thousands of rows in float32 it is not: its rounding errors can be larger than the bias's gradient
+    from L_Sim, and Adam would follow them.
+    """
+    from torch.nn.functional import linear
+
+    rows = linear(p, adaptor.weight)
+    return rows + adaptor.bias, rows + adaptor.bias.detach()
 
 
 def _both(*rows: Tensor) -> Tensor:

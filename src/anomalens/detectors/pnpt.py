@@ -11,17 +11,18 @@ Letters: B pictures, N = h w places of the coarsest grid, D width, T prompts for
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from .. import metrics
 from ..backbones import Device, Engine, network
 from ..detector import Detector
 from ..errors import WrongInput
-from ..images import resize, to_8bit
+from ..images import resize, to_8bit, to_float
 from ..parts import distillation
 from ..parts.batches import ahead, batches
 from ..parts.coreset import greedy
@@ -29,6 +30,7 @@ from ..parts.grids import resize_map, to_numpy
 from ..parts.sizes import parse_bytes
 from ..parts.threads import cores
 from ..parts.train import Recipe, Shuffled, load_parameters, parameters_of, seeded, train, training_device
+from ..synthesis.perlin import PerlinDefects
 from ..types import Card, Prediction, Reason, Sample, View
 
 if TYPE_CHECKING:
@@ -87,6 +89,10 @@ EPS = 1e-6  # added to norms in cosines
 POOLED = 16  # pixels: side of the window of image_score="pooled"
 COPY = 2.0  # mean difference in grey levels below which two pictures show the same thing
 LEAST_RATE = 0.01  # the learning rate ends at this share of its peak
+HELD_OUT = 10  # select="pseudo" holds out one good picture in so many of each category,
+DRAWN = 2  # draws so many defects into each,
+ROUNDS = 20  # and looks so many times
+ASIDE = " (pictures kept aside for a threshold do not count)"
 WARM = 40  # one part in so many of the training is warm-up: 5 of 200 epochs
 PRESETS: dict[str, dict[str, Any]] = {
     "published": {"width": 384, "layers": 4, "heads": 8, "exemplars": 10, "lr": 1e-4, "epochs": 200},
@@ -114,6 +120,9 @@ class PNPT(Detector):
     loss: cosine of each "cell", or of whole maps, "flat". image_score: highest pixel of the map, "max", or highest mean
         of 16 x 16 pixels, "pooled".
     sigma: Gaussian blur of the map, in pixels of the resized picture. image_size: pixels, a multiple of 16.
+    select: which moment of the training is kept: the "last", or ("pseudo") the best of twenty on defects drawn into every
+        tenth good picture of each category, which is then not learnt from. patience: with "pseudo", stop after so many
+        looks that found nothing better.
     limit_memory: bytes, or text such as `1GB`, that frozen features may take while training on a CPU; where they need
         more they are computed again in every step.
     """
@@ -143,6 +152,8 @@ class PNPT(Detector):
     loss: Literal["cell", "flat"] = "cell"
     image_score: Literal["max", "pooled"] = "max"
     sigma: float = 4.0
+    select: Literal["last", "pseudo"] = "last"
+    patience: int | None = None
     limit_memory: int | str = "1GB"
     device: Device = "auto"
     engine: Engine = "auto"
@@ -172,7 +183,9 @@ class PNPT(Detector):
             return resize(sample.image(), size), sample.category
 
         read = list(ahead(load, samples))
-        pictures, names = [picture for picture, _ in read], [category for _, category in read]
+        held = held_out([category for _, category in read]) if self.select == "pseudo" else set()
+        unseen, learnt = ([pair for i, pair in enumerate(read) if (i in held) == out] for out in (True, False))
+        pictures, names = [picture for picture, _ in learnt], [category for _, category in learnt]
         check_pictures(names, self.pool)
         teacher = network(self, learn=[Sample("", {"image": View("image", partial(np.asarray, p))}) for p in pictures])
         kept, looks = self.look(teacher, pictures)
@@ -203,10 +216,14 @@ class PNPT(Detector):
             stages = self.rebuild(net, F, P)
             return sum(misses(F, stages[R], self.loss) for R in ("R_P", "R_S") if R in stages)
 
-        about = (teacher.fingerprint, names, places, self.pool, self.top_t)
-        done = train(loss, net, lessons, self.recipe(chosen, len(lessons)), data=distillation.named(pictures, *about))
+        free = ("device", "engine", "threads", "limit_memory", "prompt", "image_score", "sigma")  # of what is learnt
+        about = (teacher.fingerprint, names, places, {k: v for k, v in self.settings().items() if k not in free})
+        done = train(
+            loss, net, lessons, self.recipe(chosen, len(lessons)), validate=self.validation(net, teacher, unseen, device),
+            data=distillation.named([*pictures, *(picture for picture, _ in unseen)], *about),
+        )  # fmt: skip
         self.parameters = parameters_of(net)
-        self.trained |= {"steps": done.steps, "loss": done.loss}
+        self.trained |= {"steps": done.steps, "loss": done.loss, "kept": done.best_step}
         for kept_before in ("_net", "_tokens"):
             self.__dict__.pop(kept_before, None)
         return self
@@ -238,11 +255,7 @@ class PNPT(Detector):
         if prompts is None:
             prompts = self.prompts_for(net, stages["chosen"], stages["owner"], len(images))
         stages |= self.rebuild(net, F, prompts)
-        found = [m for m in (("m_P", "R_P"), ("m_S", "R_S")) if m[1] in stages]
-        for m, R in found:
-            stages[m] = self.anomaly_map(F, stages[R])
-        stages["map"] = sum(stages[m] for m, _ in found) / len(found)
-        return stages
+        return stages | self.maps(F, stages)
 
     def state(self) -> str:
         if not self.fitted:
@@ -253,6 +266,7 @@ class PNPT(Detector):
             f"One model of {n} {'category' if n == 1 else 'categories'}, our reading of PNPT. {pool}was trained for "
             f"{self.trained['steps']} steps; what it rebuilds of good pictures differs from the original by "
             f"{self.trained['loss']:.3g} (1 - cosine, sum of three scales and of its streams)."
+            + (f" Step {kept} was best on drawn defects and is kept." if (kept := self.trained.get("kept")) else "")
         )
 
     # --- CS-NPP: the pool ---------------------------------------------------------------------------------------------
@@ -295,6 +309,40 @@ class PNPT(Detector):
             return np.stack([distillation.as_input(pictures[j]) for j in shown]), owners[i]
 
         return Shuffled(sorted(allowed), self.batch_size, load, self.seed)
+
+    def validation(
+        self, net: Module, teacher: Any, unseen: Sequence[tuple[np.ndarray, str]], device: Any
+    ) -> Callable[[], float] | None:
+        """Image AUROC + pixel AUROC of held-out pictures, with and without drawn defects; None where the last is kept."""
+        if not unseen:
+            return None
+        import torch
+
+        draw = PerlinDefects(normal_share=0.0)
+
+        def validate() -> float:
+            maps, truth = [], []
+            for i, (picture, category) in enumerate(unseen):
+                rng, good = np.random.default_rng((self.seed, i)), to_float(picture)
+                bad = [draw(good, rng) for _ in range(DRAWN)]
+                images = np.moveaxis(np.stack([good, *(made.image for made in bad)]), -1, 1)
+                F = distillation.teach(teacher, images, device)
+                told = self.retrieve(look(F[-1]), [category] * len(images))
+                shown = [f[:, None] for f in F]
+                if self.pool == "exemplars":
+                    exemplars = distillation.teach(
+                        teacher, distillation.as_input(self.pictures[told["chosen"]]), device
+                    )
+                    shown = [torch.cat(pair, dim=1) for pair in zip(shown, exemplars, strict=True)]
+                P = self.prompts(net, shown, torch.as_tensor(told["owner"], device=device))
+                maps.append(self.maps(F, self.rebuild(net, F, P))["map"])
+                truth += [np.zeros(good.shape[:2], bool), *(made.mask for made in bad)]
+            values = torch.cat(maps)
+            of_image = metrics.image(to_numpy(self.image_scores(values)), [int(m.any()) for m in truth], ["auroc"])
+            of_pixel = metrics.pixel(list(to_numpy(values)), truth, which=["auroc"])
+            return float(np.nansum([m.value for m in (*of_image.values(), *of_pixel.values())]))
+
+        return validate
 
     def retrieve(self, keys: np.ndarray, categories: Sequence[str]) -> dict[str, Any]:
         """Which category each picture (B, c) is taken for, and its nearest exemplars there (B, T)."""
@@ -388,6 +436,11 @@ class PNPT(Detector):
             out["R_S"] = decode(net, queries, torch.cat([E_X + place, E_A + place], dim=1), (h, w))
         return out
 
+    def maps(self, F: Sequence[Tensor], stages: dict[str, Any]) -> dict[str, Tensor]:
+        """m_P and m_S (B, S, S), of the streams that there are, and their mean, the map."""
+        found = {m: self.anomaly_map(F, stages[R]) for m, R in (("m_P", "R_P"), ("m_S", "R_S")) if R in stages}
+        return found | {"map": sum(found.values()) / len(found)}
+
     def anomaly_map(self, F: Sequence[Tensor], R: Sequence[Tensor]) -> Tensor:
         """(B, S, S): 1 - cosine, enlarged, summed over scales, blurred."""
         grids = [1 - cosine(f, r) for f, r in zip(F, R, strict=True)]
@@ -417,7 +470,8 @@ class PNPT(Detector):
         total = chosen["steps"] if by_steps else chosen["epochs"] * per_epoch
         return Recipe(
             **length, optimiser="adamw", lr=chosen["lr"], betas=(0.9, 0.95), weight_decay=1e-4, clip=1.0, seed=self.seed,
-            schedule="cosine", lr_end=LEAST_RATE * chosen["lr"], warmup=total // WARM,
+            schedule="cosine", lr_end=LEAST_RATE * chosen["lr"], warmup=total // WARM, patience=self.patience,
+            keep="last" if self.select == "last" else "best", validate_every=max(1, total // ROUNDS),
         )  # fmt: skip
 
     def ready_network(self) -> tuple[Any, Any]:
@@ -445,6 +499,8 @@ def check(detector: PNPT, chosen: dict[str, Any]) -> None:
         raise WrongInput(
             f"PNPT needs a width that is a multiple of 4 x heads; got width {chosen['width']} and {chosen['heads']} heads."
         )
+    if detector.patience is not None and detector.select != "pseudo":
+        raise WrongInput("PNPT stops early by drawn defects: patience needs select='pseudo'; got select='last'.")
     if min(chosen["layers"], chosen["exemplars"], detector.top_t) < 1:
         raise WrongInput("PNPT needs layers, exemplars and top_t of 1 or more.")
     if detector.neighbours and not (detector.neighbours % 2 and detector.neighbours // 2 < cells // 2):
@@ -454,14 +510,29 @@ def check(detector: PNPT, chosen: dict[str, Any]) -> None:
         )
 
 
+def held_out(names: Sequence[str]) -> set[int]:
+    """Places of every HELD_OUT-th picture of each category that has so many."""
+    places = {name: [i for i, other in enumerate(names) if other == name] for name in dict.fromkeys(names)}
+    held = {i for own in places.values() if len(own) >= HELD_OUT for i in own[::HELD_OUT]}
+    if not held:
+        raise WrongInput(
+            f"PNPT with select='pseudo' holds out every tenth good picture of a category, and none has {HELD_OUT}; "
+            f"give more, or select='last'."
+        )
+    return held
+
+
 def check_pictures(names: Sequence[str], pool: str) -> None:
     """Refuse a category whose only picture would have to be its own prompt."""
     if len(names) < 2:
-        raise WrongInput(f"PNPT needs at least 2 normal pictures, better 40 of each category; got {len(names)}.")
+        raise WrongInput(
+            f"PNPT learns from at least 2 normal pictures, better 40 of each category; got {len(names)}{ASIDE}."
+        )
     alone = [name for name in dict.fromkeys(names) if names.count(name) == 1]
     if pool == "exemplars" and alone:
         raise WrongInput(
-            f"PNPT needs at least 2 normal pictures of each category; there is one of {', '.join(map(repr, alone[:3]))}."
+            "PNPT learns from at least 2 normal pictures of each category; there is one of "
+            f"{', '.join(map(repr, alone[:3]))}{ASIDE}."
         )
 
 

@@ -113,7 +113,7 @@ class RD(Detector):
 
     def fit(self, samples: Iterable[Sample]) -> Self:
         device = training_device(self.device)
-        distillation.check_size("RD", self.image_size)
+        distillation.check_sizes("RD", self.image_size, self.batch_size)
         pictures = list(ahead(self.picture, samples))
         if len(pictures) < 2:
             raise WrongInput(f"RD needs at least 2 normal pictures, better 200; got {len(pictures)}.")

@@ -58,7 +58,7 @@ class Recipe:
     patience: int | None = None
     keep: Literal["last", "best"] = "last"
     validate_every: int | None = None
-    checkpoint_minutes: float = 10.0
+    checkpoint_minutes: float = 2.0
     checkpoint_epochs: bool = False
 
     def __post_init__(self) -> None:

@@ -69,10 +69,12 @@ def plan_for(backbone: str, channels: Sequence[int]) -> Plan:
     return Plan(tuple(channels), **MIRRORED.get(network, {"signed": True}))  # type: ignore[arg-type]
 
 
-def check_size(method: str, side: int) -> None:
-    """Refuse sides of the resized picture whose maps cannot be halved three times."""
+def check_sizes(method: str, side: int, batch: int) -> None:
+    """Refuse sides of the resized picture whose maps cannot be halved three times, and empty batches."""
     if side < SMALLEST or side % 32:
         raise WrongInput(f"{method} needs an image_size of {SMALLEST} or more that is a multiple of 32; got {side}.")
+    if batch < 1:
+        raise WrongInput(f"{method} needs a batch_size of 1 or more; got {batch}.")
 
 
 # --- the student ------------------------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -41,7 +43,7 @@ __all__ = [
 LOG = logging.getLogger("anomalens")
 RECENT = 50  # steps that the reported loss is the mean of
 ENOUGH_TO_GUESS = 3  # steps after which the time left is told,
-LONG_TO_WAIT = 2.0  # or seconds, where steps are slow: those tell it from the first on
+LONG_TO_WAIT = 2.0  # or seconds, where steps are slow: from the second on, as the first takes up to twice as long
 MOST_SKIPPED = 50  # skipped steps in a row after which on_nan="skip" gives up
 FIRST_SCALE, LEAST_SCALE = 2.0**16, 2.0**-14  # of the loss in fp16; below the least, the gradient itself is not finite
 GROWTH = 2000  # good steps after which the scale doubles
@@ -53,7 +55,7 @@ COUNTED = (
 
 class Report(Protocol):
     """Told at the start and after every step: figures are loss (mean of the last steps), rate (steps per second), left
-    (seconds, once it can be guessed, which is after three steps or two seconds) and what the loss names. A training that
+    (seconds, once it can be guessed: after three steps, two where they are slow) and what the loss names. A training that
     ends early says total = step at last."""
 
     def __call__(self, step: int, total: int, figures: dict[str, float]) -> None: ...
@@ -104,7 +106,8 @@ def train(
         Diverged: loss or gradient were not finite; the trained tensors are as before that step, the last checkpoint is kept.
         MissingExtra: torch is not installed.
 
-    A disk that refuses a checkpoint is a warning in the log, once; training goes on and tries again the next time.
+    A disk that refuses a checkpoint is a warning in the log, once; training goes on and tries again the next time. With a
+    folder, Ctrl-C waits for the end of the step and is checkpointed; a second one does not wait.
     """
     torch = need_torch()
     around = _AROUND.get() or _Around()
@@ -115,8 +118,8 @@ def train(
     threads = torch.get_num_threads()
     torch.set_num_threads(min(threads, cores()))
     try:
-        with _own_random_numbers(run.device), torch.enable_grad():
-            return run.all_steps()
+        with _own_random_numbers(run.device), torch.enable_grad(), _held_back(run.folder is not None) as stop:
+            return run.all_steps(stop)
     finally:
         run.tensors.mode(training=False)
         torch.set_num_threads(threads)
@@ -171,7 +174,7 @@ class _Run:
             return optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
         return (optim.AdamW if recipe.optimiser == "adamw" else optim.Adam)(groups, lr=recipe.lr, betas=recipe.betas)
 
-    def all_steps(self) -> Trained:
+    def all_steps(self, stop: threading.Event) -> Trained:
         recipe = self.recipe
         from_first(self.tensors.everything().values())
         self._resume()
@@ -180,7 +183,7 @@ class _Run:
         self.report(self.step, self.total, {})
         self.tensors.mode(training=True)
         try:
-            while not self.done:
+            while not self.done and not stop.is_set():
                 epoch = self.stream.epoch
                 self._one_step()
                 self.step += 1
@@ -198,7 +201,7 @@ class _Run:
                 else:
                     rate = (made - 1) / max(now - after_first, 1e-9)
                 figures = {"loss": self._mean_loss(), "rate": rate, **self.extra}
-                if made >= ENOUGH_TO_GUESS or now - began >= LONG_TO_WAIT:
+                if made >= ENOUGH_TO_GUESS or (made > 1 and now - began >= LONG_TO_WAIT):
                     figures["left"] = (self.total - self.step) / rate
                 self.report(self.step, self.step if self.done else self.total, figures)
                 long_ago = now - saved >= 60 * recipe.checkpoint_minutes
@@ -207,8 +210,12 @@ class _Run:
                     saved = time.monotonic()
         finally:
             self.stream.close()
-        if first < self.step:  # not a training that was complete already
+        if not self.done:
+            self._save()
+        elif first < self.step:  # not a training that was complete already
             self._conclude()
+        if stop.is_set():
+            raise KeyboardInterrupt
         return Trained(
             self.step, self._mean_loss(), self.seconds, self.skipped, tuple(self.scores), self.best_step, self.stopped_early
         )  # fmt: skip
@@ -278,13 +285,13 @@ class _Run:
         again = f" In a row: {self.skipped_in_a_row}." if self.skipped_in_a_row > 1 else ""
         written = self.folder and (self.folder / _checkpoint.NAME).exists()
         kept = f" The checkpoint in {self.folder} is kept." if written else ""
-        advice = [f"a lower lr than {self.recipe.lr:g}"]
-        advice += ["a gradient clip such as 1.0"] if self.recipe.clip is None else []
+        advice = ["clip=1.0"] if self.recipe.clip is None else []
         advice += ["precision='float32'"] if self.recipe.precision != "float32" else []
         advice += ["on_nan='skip'"] if self.recipe.on_nan == "stop" else []
+        also = f", or in the recipe {' or '.join(advice)}" if advice else ""
         raise Diverged(
             f"training stopped at step {self.step + 1} of {self.total}, where {what} was not finite ({last}); "
-            f"try {', or '.join(advice)}.{again}{kept}"
+            f"try a lower lr than {self.recipe.lr:g}{also}.{again}{kept}"
         )
 
     def _validated(self) -> None:
@@ -352,7 +359,7 @@ class _Run:
             _checkpoint.write(self.folder, tensors, facts)
         except CannotWrite as error:
             if not self.warned:
-                LOG.warning("training goes on, but %s", error)
+                LOG.warning("the training has no new checkpoint: %s", error)
             self.warned = True
 
     def _resume(self) -> None:
@@ -440,6 +447,29 @@ def watching(report: Report | None = None, folder: str | Path | None = None) -> 
 
 def _quiet(step: int, total: int, figures: dict[str, float]) -> None:
     """The report of a training that nobody watches."""
+
+
+@contextmanager
+def _held_back(wanted: bool) -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets in place of interrupting, which in the middle of a step would leave half of it done.
+
+    Pressed again it interrupts. A handler of somebody else's is left alone, and handlers belong to the main thread.
+    """
+    pressed, usual = threading.Event(), signal.default_int_handler
+    wanted = wanted and threading.current_thread() is threading.main_thread()
+    if not wanted or signal.getsignal(signal.SIGINT) is not usual:
+        yield pressed
+        return
+
+    def hold(number: int, frame: Any) -> None:
+        pressed.set()
+        signal.signal(signal.SIGINT, usual)
+
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 # --- torch ------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from types import SimpleNamespace
 
@@ -9,13 +10,15 @@ import numpy as np
 import pytest
 
 import anomalens as al
+from anomalens.backbones import get, network
 from anomalens.datasets.eyecandies import Eyecandies
+from anomalens.datasets.folder import Folder
 from anomalens.datasets.procedural import Procedural
-from anomalens.detectors.afrd import AFRD, by_light, contributions
+from anomalens.detectors.afrd import AFRD, by_light, contrasts, contributions
 from anomalens.errors import WrongInput
 from anomalens.images import encode
 from anomalens.parts import distillation
-from anomalens.parts.train import parameters_of, seeded
+from anomalens.parts.train import parameters_of, seeded, watching
 from anomalens.types import Sample, View
 
 torch = pytest.importorskip("torch")
@@ -35,6 +38,7 @@ def bare(lights: int = 3, **settings) -> AFRD:
     """A detector of 64-pixel pictures with a teacher of few channels that is never asked."""
     detector = AFRD(image_size=64, **settings)
     detector.lights = tuple(f"light_{j}" for j in range(lights))
+    detector.held = ()
     detector.__dict__["_network"] = SimpleNamespace(channels=CHANNELS)
     return detector
 
@@ -154,6 +158,14 @@ def thing(index: int, spot: int | None = None) -> Sample:
     return Sample(str(index), views)
 
 
+def even(samples: list[Sample], level: float, noise: float = 2.0) -> list[Sample]:
+    """The samples under one more light, light_6, that shows nothing: a grey level and the noise of a sensor, of 255."""
+    rng = np.random.default_rng(0)
+    greys = [np.rint((level + rng.normal(0, noise, (64, 64, 3))).clip(0, 255)).astype(np.uint8) for _ in samples]
+    views = [View("light_6", partial(np.asarray, grey)) for grey in greys]
+    return [Sample(s.id, {**s.views, "light_6": view}) for s, view in zip(samples, views, strict=True)]
+
+
 @pytest.fixture(scope="module")
 def taught() -> dict[str, AFRD]:
     things = [thing(i) for i in range(8)]
@@ -218,14 +230,105 @@ def test_a_detached_target_teaches_through_the_input_alone():
     assert gradients[1] == 0
 
 
+@pytest.mark.parametrize("floor", [0.0, 0.05])
+@pytest.mark.parametrize("attention", LEARNS)
+def test_held_lights_have_their_share_and_the_others_the_rest(attention, floor):
+    detector = bare(5, attention=attention, floor=floor)
+    detector.held = ("light_1", "light_4")
+    start = detector.parts_of(detector.new_fusion(), features(5))[1]
+    assert torch.allclose(start, torch.full((3, 2, 5), 0.2))
+    alpha = detector.parts_of(stirred(detector.new_fusion()), features(5))[1].detach()
+    assert torch.allclose(alpha[..., [1, 4]], torch.tensor(0.2))
+    assert torch.allclose(alpha.sum(dim=2), torch.ones(3, 2), atol=1e-5)
+    assert float(alpha.min()) >= floor
+    assert float(alpha[..., [0, 2, 3]].std(dim=2).max()) > 1e-4
+
+
+def test_contrast_is_that_of_cells_of_four_pixels():
+    lights = np.random.default_rng(0).integers(0, 256, (2, 8, 16, 3), np.uint8)
+    for light, value in zip(lights, contrasts(lights), strict=True):
+        means = [light[y : y + 4, x : x + 4].mean(axis=(0, 1)) / 255 for x in range(0, 16, 4) for y in (0, 4)]
+        assert value == pytest.approx(np.std(means, axis=0).mean(), rel=1e-5)
+    assert contrasts(lights.astype(np.uint16) * 257) == pytest.approx(contrasts(lights), rel=1e-5)
+
+
+@pytest.mark.parametrize("level", [0, 128])
+def test_a_light_that_shows_nothing_cannot_be_favoured(level, good, tmp_path):
+    lit = even(good, level)
+    settings = {"image_size": 64, "steps": 3, "attention_lr": 0.1, "entropy": 0.0}
+    with pytest.warns(
+        UserWarning, match=r"^light_6 shows nothing on the good samples: weight held at 1/7; is the lamp on"
+    ):
+        detector = AFRD(**settings).fit(lit)
+    assert np.allclose(detector.trained["alpha"][:, 6], 1 / 7)
+    assert detector.trained["alpha"][:, :6].std() > 1e-3
+    assert detector.state().endswith("light_6 shows nothing on the good samples: weight held at 1/7.")
+    al.save(detector, tmp_path / "model")
+    loaded = al.load(tmp_path / "model")
+    assert loaded.state() == detector.state()
+    for a, b in zip(detector.predict(lit[:2]), loaded.predict(lit[:2]), strict=True):
+        assert a.score == b.score
+        assert a.reasons[1].shares["light_6"] == pytest.approx(1 / 7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        free = AFRD(**settings, hold_silent=False).fit(lit)
+    assert np.abs(free.trained["alpha"][:, 6] - 1 / 7).max() > 1e-3
+    assert "shows nothing" not in free.state()
+
+
+def test_only_what_shows_nothing_is_held(good, shared):
+    """Not rendered lights, dim ones or noise; and none without attention or with the authors' preset."""
+
+    def held(samples: list[Sample], **settings) -> tuple[str, ...]:
+        detector = AFRD(image_size=64, **settings)
+        detector.lights = detector.lights_of(samples[:1])
+        return detector.silent([detector.read(s)[0] for s in samples])
+
+    assert held(even(good, 5)) == ("light_6",)
+    assert held(even(good, 5), preset="authors") == held(even(good, 5), fusion="mean") == ()
+    assert held(even(good, 5), preset="authors", hold_silent=True) == ("light_6",)
+    assert held(even(good, 128, noise=80)) == ()
+    off = even(even(good, 0, noise=0), 5)[0].views["light_6"]
+    lit = [Sample(s.id, {"light_0": s.views["light_0"], "light_1": off, "light_2": off}) for s in good]
+    assert held(lit) == ("light_1", "light_2")  # most of them
+    dim = {s.id: (s.image("light_0") * 0.2).astype(np.uint8) for s in good}
+    assert held([Sample(s.id, {**s.views, "light_6": View("light_6", partial(dim.get, s.id))}) for s in good]) == ()
+    rendered = Folder(shared / "data" / "multi_light_sample").samples()
+    assert all(held([s]) == () for s in [*good, *rendered])
+
+
 def test_presets():
     assert AFRD().recipe("cuda") == AFRD(preset="ours").recipe("cpu")
     assert AFRD().recipe("cpu") == AFRD(preset="small").recipe("cuda")
     recipe, attention_lr, entropy = AFRD(preset="authors").recipe("cpu")
     assert (recipe.optimiser, recipe.lr, recipe.weight_decay, recipe.epochs) == ("adamw", 0.4, 1e-4, 20)
     assert (attention_lr, entropy) == (0.4, 0.0)
+    recipe, attention_lr, entropy = AFRD(preset="ours").recipe("cpu")
+    assert (recipe.optimiser, recipe.lr, recipe.betas, recipe.weight_decay, recipe.epochs) == (
+        "adam",
+        0.005,
+        (0.5, 0.999),
+        0.0,
+        20,
+    )
+    assert (attention_lr, entropy) == (1e-4, 0.01)
     recipe, attention_lr, entropy = AFRD(lr=0.1, attention_lr=0.2, entropy=0.3, epochs=4).recipe("cpu")
     assert (recipe.lr, recipe.epochs, recipe.steps, attention_lr, entropy) == (0.1, 4, None, 0.2, 0.3)
+
+
+# --- training ---
+
+
+def test_the_loss_halves_in_five_epochs_and_the_teacher_stays(good):
+    images = distillation.as_input(good[0].image("light_1"))[None]
+    before = get("tiny", strides=distillation.STRIDES, engine="torch")(images)
+    means = [0.0]
+    with watching(lambda step, total, figures: means.append(figures["loss"]) if step else None):
+        detector = AFRD(image_size=64, epochs=5, batch_size=1, entropy=0.0, engine="torch").fit(good)
+    losses = np.diff(np.array(means) * np.arange(len(means)))  # the report is the mean of all steps so far, up to 50
+    assert len(losses) == 5 * len(good)
+    assert losses[-len(good) :].mean() < losses[: len(good)].mean() / 2
+    assert all(torch.equal(a, b) for a, b in zip(before, network(detector)(images), strict=True))
 
 
 # --- samples ---
@@ -285,6 +388,13 @@ def test_wrong_input_is_named(good):
         AFRD().fit([])
     with pytest.raises(WrongInput, match="at least 2"):
         AFRD(image_size=64).fit(good[:1])
+    with pytest.raises(WrongInput, match="batch_size of 1"):
+        AFRD(image_size=64, batch_size=0).fit(good)
+    lacking = Sample("c", {k: v for k, v in good[0].views.items() if k != "light_2"})
+    with pytest.raises(WrongInput, match=r"sample c .*'light_2' is needed"):
+        AFRD(image_size=64).fit([good[0], lacking])
+    with pytest.raises(WrongInput, match=r"has light_2, which the first good sample has not; leave out"):
+        AFRD(image_size=64).fit([lacking, good[0]])
     with pytest.raises(WrongInput, match="floor"):
         AFRD(image_size=64, floor=0.2).fit(good)
     odd = Sample(

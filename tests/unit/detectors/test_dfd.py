@@ -255,6 +255,44 @@ def test_kept_remembers_within_its_limit():
 # --- learning ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("paths", ["both", "gaussian"])
+def test_discriminators_leave_the_adaptors_bias_alone(paths):
+    """Batch norm takes it away again; only the similarity, which knows no batch norm, moves it."""
+    gen = torch.Generator().manual_seed(6)
+    used = ("perlin", "gaussian") if paths == "both" else (paths,)
+    with seeded(0):
+        networks = dfd.new_networks(dataclasses.replace(FORM, cells=4), used)
+    rows = [[torch.randn(2 * 16, 16, generator=gen) for _ in "lh"] for _ in range(3)]
+    mask = torch.zeros(2, 64, 64)
+    mask[0, :20, :20] = 1
+    normal, pasted, noise = rows
+
+    def gradients(loss):
+        networks.zero_grad(set_to_none=True)
+        loss.backward()
+        return networks["adaptor"].weight.grad, networks["adaptor"].bias.grad
+
+    def plainly():
+        q, bad = ([networks["adaptor"](p) for p in rows] for rows in (normal, pasted))
+        total = sum(
+            dfd.gaussian_loss(networks["gaussian"](torch.cat([c, c + e]))) for c, e in zip(q, noise, strict=True)
+        )
+        if paths == "both":
+            for c, d in zip(q, bad, strict=True):
+                total = total + dfd.perlin_loss(networks["perlin"](d), mask) + dfd.similarity(c, d, mask)
+        return total
+
+    weight, bias = gradients(dfd.train_loss(networks, normal, pasted if paths == "both" else [], mask, noise))
+    expected, plain_bias = gradients(plainly())
+    assert torch.allclose(weight, expected, atol=1e-6)
+    if paths == "gaussian":
+        assert bias is None
+        assert plain_bias.abs().max() < 1e-5
+    else:
+        assert torch.allclose(bias, plain_bias, atol=1e-5)
+        assert bias.abs().max() > 1e-3
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -308,6 +346,35 @@ def test_the_best_moment_on_drawn_defects(good):
     detector = make(select="pseudo", steps=5).fit(good)
     assert 1 <= detector.trained["kept"] <= 5
     assert "best on drawn defects" in detector.state()
+
+
+def test_a_tenth_is_held_out_where_drawn_defects_decide(monkeypatch):
+    good = Procedural("leather", size=64, train_count=11).train()
+    made: list[list[bytes]] = []
+
+    class Noted(dfd.Copies):
+        def __init__(self, detector, pictures, side):
+            made.append([p.tobytes() for p in pictures])
+            super().__init__(detector, pictures, side)
+
+    monkeypatch.setattr(dfd, "Copies", Noted)
+    everything = [s.image().tobytes() for s in good]
+    for settings, learnt, unseen in (
+        ({"select": "pseudo"}, everything[1:10], [everything[0], everything[10]]),
+        ({}, everything, everything),
+    ):
+        made.clear()
+        make(steps=1, per_picture=1, **settings).fit(good)
+        assert made == [learnt, unseen]
+
+
+def test_training_stops_early_on_drawn_defects(good, monkeypatch):
+    monkeypatch.setattr(DFD, "validation", lambda *args: iter([0.5, 0.7, *[0.6] * 20]).__next__)
+    detector = make(select="pseudo", patience=3, steps=20).fit(good)
+    assert (detector.trained["steps"], detector.trained["kept"]) == (5, 2)
+    for select in ({}, {"select": "oracle_test", "test_folder": "labelled"}):
+        with pytest.raises(WrongInput, match=r"never by test pictures: patience needs select='pseudo'"):
+            make(patience=3, **select)
 
 
 def test_a_choice_on_test_pictures_is_flagged(good, drawn, tmp_path, caplog):

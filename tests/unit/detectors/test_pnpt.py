@@ -354,6 +354,55 @@ def test_the_backbone_stays_and_seeds_decide(fitted, good, test):
     assert scores(make(seed=1).fit(good), test) != scores(fitted, test)
 
 
+def test_the_best_moment_on_drawn_defects_in_pictures_held_out(test, monkeypatch, tmp_path):
+    good = [s for name in NAMES for s in Procedural(name, size=64, train_count=11).train()][:25]  # 11, 11 and 3
+    told, lessons = [], PNPT.lessons
+    monkeypatch.setattr(
+        PNPT, "lessons", lambda self, pictures, *rest: told.append(len(pictures)) or lessons(self, pictures, *rest)
+    )
+    detector = make(select="pseudo").fit(good)
+    assert told == [21]
+    assert 1 <= detector.trained["kept"] <= 3
+    assert "best on drawn defects" in detector.state()
+    al.save(detector, tmp_path / "m")
+    assert scores(al.load(tmp_path / "m"), test) == scores(detector, test)
+    with pytest.raises(WrongInput, match="none has 10; give more"):
+        make(select="pseudo").fit(good[16:])
+
+
+@pytest.mark.parametrize("settings", [{}, {"pool": "learnable"}, {"pool": "off"}, {"top_t": 2, "streams": "prior"}])
+def test_the_score_of_held_out_pictures_is_that_of_the_fitted_detector(settings, good, monkeypatch):
+    """Taken during training, by other means: AUROC of the same pictures and drawn defects when judged afterwards."""
+    seen, validation = [], PNPT.validation
+
+    def noted(self, net, teacher, unseen, device):
+        score = validation(self, net, teacher, unseen, device)
+        return lambda: seen.append(score()) or seen[-1]
+
+    monkeypatch.setattr(PNPT, "validation", noted)
+    monkeypatch.setattr(pnpt, "HELD_OUT", 4)
+    detector = make(select="pseudo", steps=1, **settings).fit(good)
+    unseen = [good[i] for i in sorted(pnpt.held_out([s.category for s in good]))]
+    pictures, truth = [], []
+    for i, one in enumerate(unseen):
+        rng = np.random.default_rng((0, i))
+        bad = [pnpt.PerlinDefects(normal_share=0.0)(one.image().astype(np.float32) / 255, rng) for _ in range(2)]
+        pictures += [images([one])[0], *(np.moveaxis(b.image, 2, 0) for b in bad)]
+        truth += [np.zeros((64, 64), bool), *(b.mask for b in bad)]
+    maps = detector.trace(np.stack(pictures), [s.category for s in unseen for _ in range(3)])["map"]
+    labels = np.array([t.any() for t in truth])
+    of_image = al.metrics.image(detector.image_scores(maps).numpy(), labels, ["auroc"])["auroc"].value
+    of_pixel = al.metrics.pixel(list(maps.numpy()), truth, which=["auroc"])["auroc"].value
+    assert seen == [pytest.approx(of_image + of_pixel, abs=2e-3)]
+
+
+def test_training_stops_early_on_drawn_defects(good, monkeypatch):
+    monkeypatch.setattr(pnpt, "HELD_OUT", 8)
+    monkeypatch.setattr(PNPT, "validation", lambda *args: iter([0.5, 0.7, *[0.6] * 20]).__next__)
+    detector = make(select="pseudo", patience=3, steps=20).fit(good)
+    assert (detector.trained["steps"], detector.trained["kept"]) == (5, 2)
+
+
 def test_an_interrupted_training_goes_on(fitted, good, test, tmp_path):
     class Stop(Exception):
         pass
@@ -369,6 +418,14 @@ def test_an_interrupted_training_goes_on(fitted, good, test, tmp_path):
         scores(detector, test)
     with watching(None, tmp_path):
         assert scores(make().fit(good), test) == scores(fitted, test)
+
+
+@pytest.mark.parametrize("settings", [{"align": False}, {"jitter": 0.0}, {"loss": "flat"}, {"streams": "prior"}])
+def test_the_checkpoint_of_other_settings_is_refused(settings, good, tmp_path):
+    with watching(None, tmp_path):
+        make().fit(good)
+    with watching(None, tmp_path), pytest.raises(WrongInput, match="another training"):
+        make(**settings).fit(good)
 
 
 def test_features_that_do_not_fit_the_memory_are_computed_again(fitted, good, test):
@@ -410,12 +467,13 @@ def test_wrong_input_is_named(good):
         ({"image_size": 100}, "multiple of 16; got 100"),
         ({"width": 100}, "multiple of 4 x heads"),
         ({"top_t": 0}, "top_t of 1 or more"),
+        ({"patience": 3}, "patience needs select='pseudo'"),
         ({"neighbours": 4}, "odd window of fewer than 4 cells"),
         ({"neighbours": 5}, "odd window of fewer than 4 cells"),
     ):
         with pytest.raises(WrongInput, match=words):
             make(**settings).fit(good)
-    with pytest.raises(WrongInput, match="at least 2 normal pictures"):
+    with pytest.raises(WrongInput, match=r"at least 2 normal pictures.*got 1 \(pictures kept aside"):
         make().fit(good[:1])
     with pytest.raises(WrongInput, match="there is one of 'leather'"):
         make().fit([*good[:3], good[8]])

@@ -129,6 +129,8 @@ def test_wrong_input_is_named(good, fitted, tmp_path):
         RD(image_size=64, steps=1).fit(good[:1])
     with pytest.raises(WrongInput, match="multiple of 32"):
         RD(image_size=100).fit(good)
+    with pytest.raises(WrongInput, match="batch_size of 1"):
+        RD(image_size=64, batch_size=0).fit(good)
     al.save(fitted, tmp_path / "model")
     other = al.load(tmp_path / "model", backbone="tiny:int8")
     with pytest.raises(WrongInput, match="other weights"):

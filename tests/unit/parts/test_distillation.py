@@ -152,4 +152,4 @@ def test_training_data_have_a_name():
 @pytest.mark.parametrize("side", [32, 100, 0])
 def test_a_size_that_cannot_be_halved_is_refused(side):
     with pytest.raises(WrongInput, match="multiple of 32"):
-        distillation.check_size("RD", side)
+        distillation.check_sizes("RD", side, 16)
