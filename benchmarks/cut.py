@@ -66,7 +66,7 @@ def main() -> None:
         return
     settings: dict[str, Any] = {"image_size": asked.size} if on_gpu else {"image_size": 64, "steps": 10}
     pipeline = full_size() if on_gpu else tiny()
-    clip = CLIP if on_gpu else None
+    clip = CLIP if on_gpu else "clip:tiny?weights=random"
     picture = np.random.default_rng(0).integers(0, 256, (512, 512, 3)).astype(np.uint8)
     request = AnomalyRequest(
         picture, "hazelnut", "a photo of a hazelnut with a crack on it", "crack", "a photo of a hazelnut",

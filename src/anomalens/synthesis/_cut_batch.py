@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sized
@@ -30,6 +31,8 @@ from ._cut_pictures import IGNORED
 
 if TYPE_CHECKING:
     from ._cut_request import AnomalyRequest, GeneratedAnomaly
+
+LOG = logging.getLogger("anomalens")
 
 MANIFEST = "manifest.jsonl"
 SHOWN = {0: 0, 1: 255, IGNORED: 128}  # mask to grey value in the file
@@ -105,7 +108,8 @@ def run(
         else:
             try:
                 generated = generator.generate(request)
-            except NotMade:
+            except NotMade as error:
+                LOG.warning("nothing was made of %s: %s", request.source_id or f"request {done}", error)
                 failed += 1
             else:
                 group = f"{_slug(request.object_name)}/{_slug(request.anomaly or request.anomaly_phrase)}"
@@ -191,8 +195,8 @@ def _group(image: str) -> str:
 def read(folder: str | Path, *, accepted: bool = True) -> list[Sample]:
     """The generations of a folder as anomalous samples with masks, for anything that learns from defects.
 
-    accepted: only those that passed the filter. Masks are (H, W) uint8, 1 anomalous, 255 ignored; `Sample.made` is the
-    line of the manifest.
+    accepted: only those that passed the filter. A picture that somebody deleted is left out. Masks are (H, W) uint8, 1
+    anomalous, 255 ignored; `Sample.made` is the line of the manifest.
 
     Raises:
         WrongInput: no manifest in the folder.
@@ -200,7 +204,12 @@ def read(folder: str | Path, *, accepted: bool = True) -> list[Sample]:
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
         raise WrongInput(f"{folder} has no {MANIFEST}; give a folder that synthesis.cut.run has written.")
-    return [_sample(folder, entry) for entry in _lines(folder / MANIFEST) if entry["accepted"] or not accepted]
+    kept = {
+        entry["key"]: entry
+        for entry in _lines(folder / MANIFEST)
+        if (entry["accepted"] or not accepted) and all((folder / entry[k]).is_file() for k in ("image", "mask"))
+    }
+    return [_sample(folder, entry) for entry in kept.values()]
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

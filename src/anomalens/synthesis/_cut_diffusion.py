@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from importlib import import_module
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..errors import MissingExtra, MissingWeights, WrongInput
+from ..errors import AnomalensError, MissingExtra, MissingWeights, OutOfMemory, WrongInput
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +50,7 @@ class Diffusion:
         """Of anything with the five parts as attributes, such as a StableDiffusionPipeline.
 
         Raises:
-            WrongInput: a part is missing.
+            WrongInput: a part is missing, or is not of Stable Diffusion 1.x or 2.x.
         """
         missing = [part for part in PARTS if getattr(pipeline, part, None) is None]
         if missing:
@@ -58,6 +58,8 @@ class Diffusion:
                 f"{type(pipeline).__name__} has no {', '.join(missing)}; CUT needs a Stable Diffusion pipeline with "
                 f"{', '.join(PARTS)}."
             )
+        refuse_unet(pipeline.unet.config, pipeline.vae.config)
+        refuse_scheduler(pipeline.scheduler)
         return cls(**{part: getattr(pipeline, part) for part in PARTS})
 
     # --- sizes --------------------------------------------------------------------------------------------------------
@@ -91,19 +93,23 @@ class Diffusion:
         return tuple(dict.fromkeys([*found, *([2 ** (len(levels) - 1)] if "CrossAttn" in middle else [])]))
 
     def cells(self, size: int) -> int:
-        """Side s of the attention maps for pictures of `size` pixels: the level that has 16 at the native size.
+        """Side s of the attention maps for pictures of `size` pixels: the coarsest level with 16 or more at the native size.
 
-        512 pixels give Stable Diffusion 1.x 16, 448 give 14.
+        512 pixels give Stable Diffusion 16, 448 give 14, 768 give 24.
         """
-        stride = min(self.strides, key=lambda stride: abs(math.log2(self.native / stride / CELLS)))
+        stride = max((k for k in self.strides if self.native // k >= CELLS), default=min(self.strides))
         return size // self.factor // stride
 
     # --- words --------------------------------------------------------------------------------------------------------
 
+    @property
+    def length(self) -> int:
+        """77, tokens that the text encoder reads; a tokenizer without its configuration knows no end."""
+        return min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
+
     def ids(self, prompt: str) -> Tensor:
         """(1, 77) token ids, start token first, padded."""
-        length = self.tokenizer.model_max_length
-        how = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
+        how = {"padding": "max_length", "max_length": self.length, "truncation": True, "return_tensors": "pt"}
         return self.tokenizer(prompt, **how).input_ids.to(self.device)
 
     def embed(self, prompt: str) -> Tensor:
@@ -121,7 +127,7 @@ class Diffusion:
             WrongInput: the prompt is longer than the text encoder reads.
         """
         ids = list(self.tokenizer(prompt, add_special_tokens=False).input_ids)
-        room = self.tokenizer.model_max_length - 2
+        room = self.length - 2
         if len(ids) > room:
             raise WrongInput(f"the prompt {prompt[:60]!r}... has {len(ids)} tokens; the text encoder reads {room}.")
         return ids
@@ -138,10 +144,11 @@ class Diffusion:
         starts = [i for i in range(len(sentence)) if wanted and sentence[i : i + len(wanted)] == wanted]
         if not starts or not -len(starts) <= occurrence < len(starts):
             tokens = " ".join(f"{i}:{token}" for i, token in enumerate(self.spelled(sentence), 1))
-            times = f"{len(starts)} times" if starts else "not"
+            times = f"{len(starts)} times in the prompt, without occurrence {occurrence}:"
+            there = times if starts else "not in the prompt"
             raise WrongInput(
-                f"the phrase {phrase!r} ({' '.join(self.spelled(wanted)) or 'no tokens'}) is {times} in the prompt "
-                f"{prompt!r}, number {occurrence} was asked for; its tokens are {tokens}."
+                f"the phrase {phrase!r} ({' '.join(self.spelled(wanted)) or 'no tokens'}) is {there} {prompt!r}; its tokens "
+                f"are {tokens or 'none'}."
             )
         first = starts[occurrence] + 1
         return tuple(range(first, first + len(wanted)))
@@ -198,18 +205,22 @@ class Diffusion:
         return said[:1] + guidance * (said[1:] - said[:1]), attention
 
     @contextmanager
-    def borrowed(self, cells: int, checkpointing: bool = False) -> Iterator[None]:
+    def borrowed(self, cells: int, checkpointing: bool = False, plain: bool = False) -> Iterator[None]:
         """Inside, attention of cells x cells places is kept, and the networks are frozen and in eval mode.
 
-        checkpointing: activations of the U-Net are computed again for the gradient instead of being kept.
+        checkpointing: activations of the U-Net are computed again for the gradient instead of being kept. plain: all
+        attention by the textbook's steps, as the authors' code has it, instead of the fast kernel; equal but for rounding.
         """
+        from diffusers.models.attention_processor import AttnProcessor
+
         processors = self.unet.attn_processors
         networks = (self.unet, self.vae, self.text_encoder)
         training = [network.training for network in networks]
         learning = [p for network in networks for p in network.parameters() if p.requires_grad]
         switch = checkpointing and not self.unet.is_gradient_checkpointing
         try:
-            self.unet.set_attn_processor({name: _Look(self, old, cells**2) for name, old in processors.items()})
+            lookers = {k: _Look(self, AttnProcessor() if plain else old, cells**2) for k, old in processors.items()}
+            self.unet.set_attn_processor(lookers)
             for network in networks:
                 network.eval()
             for parameter in learning:
@@ -258,14 +269,11 @@ class _Look:
         if words is None or x.ndim != 3 or x.shape[1] != self.places:
             return self.old(attn, x, words, attention_mask, temb, *args, **kwargs)
 
-        def split(y: Tensor) -> Tensor:  # (rows, n, heads * d) -> (rows, heads, n, d)
-            return y.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-
-        q, k, v = split(attn.to_q(x)), split(attn.to_k(words)), split(attn.to_v(words))
-        weights = (attn.scale * q.float() @ k.float().transpose(-1, -2)).softmax(dim=-1)  # float32 in any precision
+        q, k, v = (attn.head_to_batch_dim(y) for y in (attn.to_q(x), attn.to_k(words), attn.to_v(words)))
+        weights = attn.get_attention_scores(q.float(), k.float())  # (rows * heads, n, 77), float32 in any precision
         if self.diffusion._taking:  # not when activations are computed again for the gradient
-            self.diffusion._taken.append(weights)
-        mixed = (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2)
+            self.diffusion._taken.append(weights.unflatten(0, (len(x), -1)))
+        mixed = attn.batch_to_head_dim(weights.to(v.dtype) @ v)
         out = attn.to_out[1](attn.to_out[0](mixed))
         return (out + x if attn.residual_connection else out) / attn.rescale_output_factor
 
@@ -280,15 +288,18 @@ def smoothed(attention: Tensor, index: int, last: int = -1) -> Tensor:
     import torch.nn.functional as F
 
     share = (SHARPEN * attention[..., 1:last]).softmax(dim=-1)[..., index - 1]
-    line = torch.exp(-(((torch.arange(3, device=share.device) - 1) / (2 * SIGMA)) ** 2))
-    line = line / line.sum()
+    density = 1 / (SIGMA * math.sqrt(2 * math.pi))  # divided out again; kept for the last bit of the authors' numbers
+    line = density * torch.exp(-(((torch.arange(3, device=share.device) - 1) / (2 * SIGMA)) ** 2))
+    kernel = line[:, None] * line
     padded = F.pad(share[None, None], (1, 1, 1, 1), mode="reflect")
-    return F.conv2d(padded, (line[:, None] * line)[None, None])[0, 0]
+    return F.conv2d(padded, (kernel / kernel.sum())[None, None])[0, 0]
 
 
 # --- from files -------------------------------------------------------------------------------------------------------
 
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+AGAIN = "fetch the whole folder again, for example with `hf download ORGANISATION/NAME --local-dir FOLDER`"
+SUITS = "CUT needs a Stable Diffusion 1.x or 2.x that paints from words alone"
 OTHERS = ("unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json")
 
 
@@ -312,7 +323,8 @@ def load(weights: str, precision: Precision = "auto", device: str = "auto") -> D
     cpu or cuda.
 
     Raises:
-        MissingExtra: diffusers, transformers or torch is not installed. MissingWeights: a file is not there.
+        MissingExtra: diffusers, transformers or torch is not installed. MissingWeights: a file or a weight is not there.
+        WrongInput: a file cannot be read, or the checkpoint is of another kind. OutOfMemory: the GPU is too small.
     """
     need_diffusers()
     import torch
@@ -320,23 +332,85 @@ def load(weights: str, precision: Precision = "auto", device: str = "auto") -> D
     from transformers import CLIPTextModel, CLIPTokenizer
 
     folder = _folder(weights)
+    if device not in ("auto", "cpu", "cuda"):
+        raise WrongInput(f"CUT got device {device!r}; choose 'auto', 'cpu' or 'cuda'.")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if device == "cuda" and not torch.cuda.is_available():
         raise WrongInput("CUT got device 'cuda', but torch sees no GPU; use device='cpu'.")
     kind = ("float16" if device == "cuda" else "float32") if precision == "auto" else precision
-    classes = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
     parts: dict[str, Any] = {}
+    with _reading(folder / "tokenizer"):
+        parts["tokenizer"] = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    with _reading(folder / "scheduler"):
+        parts["scheduler"] = _scheduler_class(folder).from_pretrained(folder / "scheduler", local_files_only=True)
+    configs = []  # before the gigabytes
+    for name in ("unet", "vae"):
+        with _reading(folder / name):
+            configs.append(dict(json.loads((folder / name / "config.json").read_text(encoding="utf-8"))))
+    refuse_unet(*configs)
+    refuse_scheduler(parts["scheduler"])
+    classes = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
     for name, network in classes.items():
-        how: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
+        how: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
         if network is not CLIPTextModel:
             how["low_cpu_mem_usage"] = False  # it would need one more library
         if not _has(folder, name, ".safetensors"):
             how["variant"] = "fp16"
-        loaded = network.from_pretrained(folder / name, torch_dtype=getattr(torch, kind), **how)
-        parts[name] = loaded.to(device).eval()
-    parts["tokenizer"] = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    parts["scheduler"] = _scheduler_class(folder).from_pretrained(folder / "scheduler", local_files_only=True)
+        with _reading(folder / name):
+            loaded, found = network.from_pretrained(folder / name, torch_dtype=getattr(torch, kind), **how)
+            if lacks := sorted(found["missing_keys"]):
+                raise MissingWeights(
+                    f"{folder / name} lacks {len(lacks)} of its weights, {lacks[0]} the first; {AGAIN}."
+                )
+            try:
+                parts[name] = loaded.to(device).eval()
+            except out_of_memory() as error:
+                fits = "device='cpu'" if kind == "float16" else "precision='float16' or device='cpu'"
+                raise OutOfMemory(f"the GPU has no room for the networks of {folder} in {kind}; use {fits}.") from error
     return Diffusion(**parts, licence=licence_of(folder))
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Says which folder cannot be read; diffusers, transformers, tokenizers, safetensors and json have an error each."""
+    from ..backbones._onnx import first_line
+
+    try:
+        yield
+    except AnomalensError:
+        raise
+    except Exception as error:
+        raise WrongInput(f"{path} cannot be read ({first_line(error)}); {AGAIN}.") from error
+
+
+def out_of_memory() -> type[Exception]:
+    """What torch raises where a GPU is full."""
+    import torch
+
+    return getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
+
+
+def refuse_unet(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
+    """Raises WrongInput where latents, timestep and words are not all that a U-Net is told. Keys may be left out."""
+    needs = [k for k in ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
+             if unet.get(k) is not None]  # fmt: skip
+    if needs:
+        raise WrongInput(f"this U-Net wants more than words ({needs[0]}={unet[needs[0]]!r}), as that of Stable Diffusion XL "
+                         f"does; {SUITS}.")  # fmt: skip
+    takes, gives = unet.get("in_channels", 4), vae.get("latent_channels", 4)
+    if takes != gives:
+        raise WrongInput(f"this U-Net takes {takes} channels and the autoencoder gives {gives}, as for inpainting, depth or "
+                         f"upscaling; {SUITS}.")  # fmt: skip
+
+
+def refuse_scheduler(scheduler: Any) -> None:
+    """Raises WrongInput where noise is not that of a diffusion."""
+    kind = scheduler.config.get("prediction_type", "epsilon")
+    if "beta_schedule" not in scheduler.config or kind not in ("epsilon", "v_prediction", "sample"):
+        raise WrongInput(
+            f"{type(scheduler).__name__} (prediction_type {kind!r}) is the scheduler of a flow or the like, not of a "
+            f"diffusion with betas; {SUITS}."
+        )
 
 
 def _folder(weights: str) -> Path:
@@ -358,6 +432,8 @@ def _folder(weights: str) -> Path:
                 f"`{command}` where there is a connection, copy the folder here and give it as weights=FOLDER."
             )
         folder = Path(index).parents[1]
+    if (folder / "transformer").is_dir() and not (folder / "unet").is_dir():
+        raise WrongInput(f"{folder} has a transformer for a U-Net, as Stable Diffusion 3 and Flux do; {SUITS}.")
     missing = [name for name in OTHERS if not (folder / name).is_file()]
     missing += [
         f"{part}/{stem}.safetensors"
@@ -368,8 +444,7 @@ def _folder(weights: str) -> Path:
         missing.append("tokenizer/vocab.json")
     if missing:
         raise MissingWeights(
-            f"{folder} is not a complete Stable Diffusion checkpoint: it lacks {', '.join(missing)}; fetch the whole "
-            "folder again, for example with `hf download ORGANISATION/NAME --local-dir FOLDER`."
+            f"{folder} is not a complete Stable Diffusion checkpoint: it lacks {', '.join(missing)}; {AGAIN}."
         )
     return folder
 
@@ -404,16 +479,17 @@ def licence_of(folder: Path) -> str:
 class ClipJudge:
     """A CLIP of `backbones.clip` as what judges: pictures and sentences in one space; bicubic to its own size."""
 
-    def __init__(self, name: str, device: str):
+    def __init__(self, name: str, device: str, antialias: bool = True):
         from ..backbones import clip
 
+        self.antialias = antialias
         self.clip = clip.load(name, activation=clip.activation_of(name), device="cuda" if device == "cuda" else "cpu")
 
     def pictures(self, pixels: Tensor) -> Tensor:
         import torch.nn.functional as F
 
         size = self.clip.shape.size
-        pixels = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True)
+        pixels = F.interpolate(pixels, (size, size), mode="bicubic", antialias=self.antialias)
         return self.clip.pool(self.clip.vision(self.clip.embed(self.clip.normalise(pixels)))[0])
 
     def sentences(self, sentences: list[str]) -> Tensor:

@@ -7,7 +7,8 @@ What it does that the paper does not say, or says otherwise:
 
 * pictures are squeezed to a square of the checkpoint's native size;
 * the update of the embedding before the first step takes a cosine along the words of something that is the same for
-  every word: its gradient is zero, so nothing happens, and it only makes sense for one word;
+  every word: its gradient is zero, so nothing happens, and it only makes sense for one word. Where the normal prompt
+  begins with the same words up to and with this one, it is rounding divided by zero, and throws the word far away;
 * the weight of the attention loss is 0.5 i / int(N gamma), zero in the first step; the localisation-aware step size is
   computed and not used; the number of attended cells only decides whether the refinement is left out;
 * thresholds are looked up at the number of the step, and only step 0 is below 10 and in the table;
@@ -81,6 +82,11 @@ class Official:
         self.localising = True  # the refinement has not been ruled out
         self.schedule = type(self.diffusion.scheduler).from_config(self.diffusion.scheduler.config)
         self.schedule.set_timesteps(self.steps, device=self.diffusion.device)
+        if float(self.schedule.init_noise_sigma) != 1:
+            raise WrongInput(
+                f"mode='official' does not scale what the U-Net sees, which {type(self.schedule).__name__} wants; use a "
+                "checkpoint with PNDMScheduler, or mode='clean'."
+            )
         self.start = self.steps - self.count
         self.timesteps = self.schedule.timesteps[self.start :]
         self.scales = torch.linspace(1.0, 0.5, len(self.schedule.timesteps))
@@ -118,10 +124,11 @@ class Official:
         import torch
 
         j = slice(self.index, self.index + 1)
-        towards = (detailed - normal).mean(dim=0, keepdim=True)  # (1, 77, d)
+        origin = normal.mean(dim=0, keepdim=True)
+        towards = detailed.mean(dim=0, keepdim=True) - origin  # (1, 77, d)
         for _ in range(EMBEDDING_STEPS):
             word = c[:, j].detach().requires_grad_()
-            away = (word - normal[:, j]).mean(dim=0, keepdim=True)  # (1, 1, d)
+            away = word.mean(dim=0, keepdim=True) - origin[:, j]  # (1, 1, d)
             loss = 1 - torch.cosine_similarity(away, towards, dim=1).mean()
             (gradient,) = torch.autograd.grad(loss, word)
             c = c.clone()

@@ -140,6 +140,9 @@ class AnomalyRequest:
     positions: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.image, np.ndarray) or not isinstance(self.mask, np.ndarray | None):
+            kinds = " and ".join(type(array).__name__ for array in (self.image, self.mask))
+            raise WrongInput(f"CUT needs picture and mask as NumPy arrays, the mask may be None; got {kinds}.")
         if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:
             raise WrongInput(f"CUT needs a picture (H, W, 3) uint8; got {self.image.shape} {self.image.dtype}.")
         if self.mask is not None and (self.mask.shape != self.image.shape[:2] or self.mask.dtype != bool):

@@ -26,11 +26,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from ..detector import check_settings
 from ..errors import NotMade, OutOfMemory, Unreadable, WrongInput
 from ..images import to_8bit, to_float
 from ..types import MakerCard, Sample
 from ._cut_batch import Progress, Summary, read, run
-from ._cut_diffusion import CELLS, ClipJudge, Diffusion, Precision, load, smoothed
+from ._cut_diffusion import CELLS, ClipJudge, Diffusion, Precision, load, out_of_memory, smoothed
 from ._cut_paste import PasteGenerator
 from ._cut_pictures import (
     Fit,
@@ -83,7 +84,7 @@ BOOST = 1024.0  # of losses in float16, whose gradients would vanish
 FEATHER = 1.5  # pixels, of the edge of what a maker puts into the picture
 TRIES = 3
 SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "set_alpha_to_one",
-            "steps_offset", "prediction_type", "timestep_spacing")  # fmt: skip
+            "steps_offset", "prediction_type", "timestep_spacing", "rescale_betas_zero_snr")  # fmt: skip
 
 # settings that are in the request, or have no effect on the picture
 ELSEWHERE = ("size", "severity", "where", "weights", "device", "checkpointing", "filtered", "bank", "object_name", "phrase",
@@ -312,6 +313,8 @@ class Cut(Maker):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_settings(self.name, type(self), {k: getattr(self, k) for k in ("mode", "fit", "precision")})
+        self.thresholds = tuple(dict(self.thresholds).items())
         for setting, least in (("steps", 1), ("inner", 0), ("scale", 0), ("guidance", 0), ("image_size", 1)):
             value = getattr(self, setting)
             if value is not None and value < least:
@@ -338,6 +341,11 @@ class Cut(Maker):
         cut = cls(weights="", clip=name, **settings)
         cut.__dict__["diffusion"] = Diffusion.of(pipeline)
         if clip is not None and not name:
+            if not all(hasattr(clip, what) for what in ("pictures", "sentences")):
+                raise WrongInput(
+                    f"clip= is a name such as 'clip:ViT-L-14', or has pictures(pixels) and sentences(list) as Judge says; "
+                    f"got {type(clip).__name__}."
+                )
             cut.__dict__["judge"] = clip
         return cut
 
@@ -347,7 +355,10 @@ class Cut(Maker):
 
     @cached_property
     def judge(self) -> Judge | None:
-        return ClipJudge(self.clip, str(self.diffusion.device.type)) if self.clip else None
+        if not self.clip:
+            return None
+        # the authors' torch did not filter before it made a picture smaller
+        return ClipJudge(self.clip, str(self.diffusion.device.type), antialias=self.mode == "clean")
 
     def described(self) -> dict[str, Any]:
         """Settings, and which checkpoint under which licence."""
@@ -375,6 +386,7 @@ class Cut(Maker):
         Raises:
             WrongInput: the phrase is not in the prompt (the message lists its tokens), the size does not fit the network.
             OutOfMemory: the GPU is too small; the message says which settings need less.
+            NotMade: the numbers left the range of the precision.
             MissingExtra, MissingWeights: as `from_local`.
         """
         diffusion = self.diffusion  # says what is missing, torch too
@@ -396,8 +408,12 @@ class Cut(Maker):
         mask = self._latent_mask(request, square)
         try:
             stages = self._stages(request, words, clock)
-            clock.begin(stages.count)
-            with diffusion.borrowed(CELLS if official else diffusion.cells(side), self.checkpointing and not official):
+            clock.begin(len(stages.timesteps))
+            cells = CELLS if official else diffusion.cells(side)
+            plain = (
+                official and diffusion.unet.dtype == torch.float32
+            )  # in half precision rounding hides the difference
+            with diffusion.borrowed(cells, self.checkpointing and not official, plain):
                 c, detailed, normal = (
                     diffusion.embed(p) for p in (request.prompt, request.detailed_prompt, request.normal_prompt)
                 )
@@ -405,10 +421,15 @@ class Cut(Maker):
                 z, attention = stages.run(source, c, detailed, normal, mask, noise)
                 with torch.no_grad():
                     picture = diffusion.decode(z)
+            if not picture.isfinite().all():
+                raise NotMade(
+                    f"no picture came of the networks, whose numbers left the range of {str(diffusion.unet.dtype)[6:]}; give "
+                    "precision='bfloat16' or 'float32', or fetch the checkpoint again where they do so in float32."
+                )
             clock("end", image=picture)
             made = (picture[0].permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8)
             gain = self._gain(made, source, request)
-        except _out_of_memory(torch) as error:
+        except out_of_memory() as error:
             raise OutOfMemory(self._advice(side)) from error
         if attention is None:
             attention = torch.zeros(diffusion.cells(side), diffusion.cells(side))
@@ -418,6 +439,9 @@ class Cut(Maker):
         last = self.diffusion.last(request.prompt)
         settings = ("steps", "guidance", "inner", "scale")
         given: dict[str, Any] = {k: getattr(self, k) for k in settings if getattr(self, k) is not None}
+        most = self.diffusion.scheduler.config.num_train_timesteps
+        if given.get("steps", 0) > most:
+            raise WrongInput(f"cut setting steps={self.steps} is more than the {most} timesteps of the checkpoint.")
         if self.mode == "clean":
             return Clean(
                 self.diffusion, self.judge, request.normal_prompt, request.detailed_prompt, words,
@@ -500,7 +524,7 @@ class Cut(Maker):
         for k, sample in zip(range(count), cycle(sources), strict=False):
             name = self._object(sample)
             known = self._anomalies(name)
-            anomaly = known[(k // len(sources) + k) % len(known)]
+            anomaly = known[(k // len(sources) + k % len(sources)) % len(known)]  # every pair comes
             try:
                 picture = to_8bit(sample.image())
             except Unreadable as error:
@@ -621,10 +645,6 @@ def _noise(seed: int, cells: int, diffusion: Diffusion, official: bool) -> Noise
         return torch.randn(shape, generator=second if name == "blend_noise" else first).to(diffusion.device)
 
     return draw
-
-
-def _out_of_memory(torch: Any) -> type[Exception]:
-    return getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
 
 
 MAKER = Cut

@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ import pytest
 from anomalens import synthesis
 from anomalens.errors import MissingWeights, NoAnswer, NotMade, OutOfMemory, Unreadable, WrongInput
 from anomalens.synthesis import cut as module
-from anomalens.synthesis._cut_diffusion import Diffusion
+from anomalens.synthesis._cut_diffusion import Diffusion, refuse_unet
 from anomalens.synthesis._cut_pictures import (
     IGNORED,
     Square,
@@ -314,6 +316,32 @@ def test_progress_tells_steps_and_the_time_left(tiny):
     assert [t[:2] for t in told] == [(0, 2), (1, 2), (2, 2)]
     assert told[1][2]["left"] > 0 == told[2][2]["left"]
     assert 0 < told[2][2]["loss"] <= 1
+    told.clear()
+    cut = Cut.from_pipeline(tiny, clip=StubClip(), mode="official", steps=10, inner=1)
+    cut.generate(asked(strength=0.1), report=lambda *args: told.append(args))
+    assert [t[:2] for t in told] == [(0, 2), (1, 2), (2, 2)]  # PNDM's list has one more than the steps asked for
+    assert told[2][2]["left"] == 0
+
+
+def test_numbers_out_of_range_are_said_and_a_run_goes_on(tokens, tmp_path, caplog):
+    own = pipeline(tokens)
+    cut = Cut.from_pipeline(own, **SHORT)
+    with torch.no_grad():
+        own.vae.decoder.conv_out.bias[0] = float("nan")
+    with pytest.raises(NotMade, match="left the range of float32; give precision='bfloat16'"):
+        cut.generate(asked(strength=0.0))
+    assert run(cut, [asked(strength=0.0, source_id="good/7.png")], tmp_path).failed == 1
+    assert "good/7.png: no picture came" in caplog.text
+
+
+def test_plain_attention_equals_the_fast_one(tiny):
+    diffusion, c = Diffusion.of(tiny), torch.randn(2, 77, 32)
+    z, said = torch.randn(1, 4, 32, 32), {}
+    for plain in (False, True):
+        with diffusion.borrowed(16, plain=plain), torch.no_grad():
+            said[plain] = diffusion(z, torch.tensor(300), c)
+    for fast, slow in zip(said[False], said[True], strict=True):
+        assert torch.allclose(fast, slow, atol=1e-5)
 
 
 # --- sizes and shapes -------------------------------------------------------------------------------------------------
@@ -340,6 +368,10 @@ def test_stable_diffusion_of_full_size_has_16_places_at_512_and_14_at_448(tiny):
         z, c, t = torch.empty(1, 4, 64, 64), torch.empty(2, 77, 768), torch.tensor(1)
     diffusion = Diffusion(vae, tiny.text_encoder, tiny.tokenizer, unet, tiny.scheduler)
     assert [diffusion.cells(size) for size in (512, 448)] == [16, 14]
+    with torch.device("meta"):  # Stable Diffusion 2.1 of 768 pixels
+        large = UNet2DConditionModel(sample_size=96, block_out_channels=(32, 32, 32, 32))
+    large = Diffusion(vae, tiny.text_encoder, tiny.tokenizer, large, tiny.scheduler)
+    assert [large.cells(size) for size in (768, 512)] == [24, 16]
     assert diffusion.multiple == 64
     with diffusion.borrowed(16), torch.no_grad():
         said, attention = diffusion(z, t, c)
@@ -390,9 +422,12 @@ def test_the_phrase_is_found(tiny):
 
 def test_a_missing_phrase_prints_the_tokens(tiny):
     diffusion = Cut.from_pipeline(tiny).diffusion
-    with pytest.raises(WrongInput, match=r"'dent'.* is not in .* 1:a 2:photo 3:of 4:a 5:hazelnut"):
+    with pytest.raises(
+        WrongInput,
+        match=r"'dent'.* is not in the prompt 'a photo of a hazelnut'; its tokens are 1:a 2:photo 3:of 4:a 5:hazelnut",
+    ):
         diffusion.find("a photo of a hazelnut", "dent")
-    with pytest.raises(WrongInput, match=r"is 1 times in .* number 3"):
+    with pytest.raises(WrongInput, match=r"is 1 times in the prompt, without occurrence 3: 'a photo"):
         diffusion.find("a photo of a hazelnut", "photo", occurrence=3)
     with pytest.raises(WrongInput, match="has 100 tokens; the text encoder reads 75"):
         diffusion.find("crack " * 100, "crack")
@@ -463,6 +498,8 @@ def test_a_request_takes_its_sentences_from_the_bank_or_plain_words():
     assert other.prompt == other.detailed_prompt == "a photo of a nut with a worm hole on it"
     with pytest.raises(WrongInput, match="uint8"):
         AnomalyRequest.of(picture().astype(float), "nut", "crack")
+    with pytest.raises(WrongInput, match="as NumPy arrays, the mask may be None; got str and NoneType"):
+        AnomalyRequest.of("nut.png", "nut", "crack")
     with pytest.raises(WrongInput, match="mask of the picture's size"):
         AnomalyRequest.of(picture(), "nut", "crack", mask=np.zeros((3, 3), bool))
     with pytest.raises(WrongInput, match=r"0.2 to 0.5 is sensible; got 1.5"):
@@ -691,6 +728,11 @@ def test_a_run_goes_on_where_it_stopped(tmp_path):
     assert (again.made, again.skipped) == (0, 4)
     files = [json.loads(line)["image"] for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
     assert len(files) == len(set(files)) == 5
+    assert len(read(tmp_path, accepted=False)) == 4  # what was made again counts once
+    (tmp_path / files[0]).unlink()  # thrown out by hand
+    assert [s.id for s in read(tmp_path, accepted=False)] == [
+        name for name in files[1:] if "stain/images/000000" not in name
+    ]
     other = run(Counting(128, size=(0.3, 0.3)), pasted(1), tmp_path)  # other settings are other pictures
     assert other.made == 1
 
@@ -717,6 +759,8 @@ def test_requests_take_turns_and_leave_out_what_cannot_be_read(tiny, caplog):
     assert [r.seed for r in asked_for] == [40, 42, 43, 45]
     assert len({r.anomaly for r in asked_for}) == 4
     assert "damaged" in caplog.text
+    pairs = {(r.source_id, r.anomaly) for r in cut.requests([sample(k) for k in range(11)], 11 * 12)}
+    assert len(pairs) == 11 * 12
     own = Cut.from_pipeline(tiny, object_name="eyelet", phrase="worm hole", prompt="{object} with a worm hole")
     (request,) = own.requests([sample(0)], 1)
     assert (request.prompt, request.anomaly_phrase) == ("an eyelet with a worm hole", "worm hole")
@@ -785,6 +829,9 @@ def test_it_is_a_maker_with_a_card():
     assert made.name == "cut"
     with pytest.raises(WrongInput, match="inner is at least 0; got -1"):
         synthesis.create("cut", inner=-1)
+    with pytest.raises(WrongInput, match="mode='Clean' is not of type"):
+        Cut(mode="Clean")
+    assert Cut(thresholds={0: 0.5}).thresholds == ((0, 0.5),)
 
 
 def test_the_command_takes_it(tiny, tmp_path):
@@ -826,6 +873,120 @@ def test_a_saved_checkpoint_gives_the_same_picture(tiny, tmp_path):
     want = Cut.from_pipeline(tiny, **SHORT)
     assert cut.diffusion.fingerprint == want.diffusion.fingerprint
     assert np.array_equal(cut.generate(asked()).image, want.generate(asked()).image)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny, tmp_path_factory):
+    return saved(tiny, tmp_path_factory.mktemp("checkpoint"))
+
+
+def test_a_checkpoint_as_it_was_published_gives_the_same_networks(checkpoint, tokens, tmp_path):
+    """Half precision variant, names of weights and files of the tokenizer of 2022, a safety checker."""
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(checkpoint, tmp_path / "old")
+    old = {"to_q.": "query.", "to_k.": "key.", "to_v.": "value.", "to_out.0.": "proj_attn."}
+    for part, stem in (
+        ("unet", "diffusion_pytorch_model"),
+        ("vae", "diffusion_pytorch_model"),
+        ("text_encoder", "model"),
+    ):
+        found = load_file(folder / part / f"{stem}.safetensors")
+        (folder / part / f"{stem}.safetensors").unlink()
+        weights = {}
+        for name, tensor in found.items():
+            for new, former in old.items() if part == "vae" else ():
+                name = name.replace(new, former)
+            weights[f"text_model.{name}" if part == "text_encoder" else name] = tensor.half()
+        if part == "text_encoder":
+            weights["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+        save_file(weights, folder / part / f"{stem}.fp16.safetensors", metadata={"format": "pt"})
+    shutil.rmtree(folder / "tokenizer")
+    shutil.copytree(tokens, folder / "tokenizer")  # vocab.json and merges.txt alone: no length is said
+    (folder / "safety_checker").mkdir()
+    made = Cut.from_local(folder, clip="", device="cpu", precision="float16", **SHORT)
+    want = Cut.from_local(checkpoint, clip="", device="cpu", precision="float16", **SHORT)
+    assert made.diffusion.fingerprint == want.diffusion.fingerprint
+    assert torch.equal(made.diffusion.ids("a crack"), want.diffusion.ids("a crack"))
+
+
+@pytest.mark.parametrize(
+    ("file", "part"),
+    [
+        ("unet/diffusion_pytorch_model.safetensors", "unet"),
+        ("text_encoder/model.safetensors", "text_encoder"),
+        ("vae/config.json", "vae"),
+        ("scheduler/scheduler_config.json", "scheduler"),
+        ("tokenizer/tokenizer.json", "tokenizer"),
+    ],
+)
+def test_a_damaged_file_is_named_by_its_folder(checkpoint, tmp_path, file, part):
+    folder = shutil.copytree(checkpoint, tmp_path / "damaged")
+    (folder / file).write_bytes((folder / file).read_bytes()[:50])
+    with pytest.raises(WrongInput, match=rf"damaged/{part} cannot be read \(.+\); fetch the whole folder again"):
+        Cut.from_local(folder, clip="", device="cpu")
+
+
+def test_weights_that_a_file_lacks_are_not_made_up(checkpoint, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(checkpoint, tmp_path / "holes")
+    file = folder / "text_encoder/model.safetensors"
+    weights = load_file(file)
+    del weights["encoder.layers.0.mlp.fc1.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(MissingWeights, match=r"text_encoder lacks 1 of its weights, .*mlp\.fc1\.weight the first"):
+        Cut.from_local(folder, clip="", device="cpu")
+
+
+def test_checkpoints_of_other_kinds_are_refused(tiny, checkpoint, tmp_path):
+    from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
+
+    with pytest.raises(WrongInput, match=r"addition_embed_type='text_time'.* Stable Diffusion XL"):
+        refuse_unet({"addition_embed_type": "text_time"}, {})
+    with torch.device("meta"):
+        inpainting = UNet2DConditionModel(in_channels=9, block_out_channels=(32, 32, 32, 32))
+    with pytest.raises(WrongInput, match="takes 9 channels and the autoencoder gives 4, as for inpainting"):
+        Cut.from_pipeline(SimpleNamespace(**{**vars(tiny), "unet": inpainting}))
+    flow = SimpleNamespace(**{**vars(tiny), "scheduler": FlowMatchEulerDiscreteScheduler()})
+    with pytest.raises(WrongInput, match=r"FlowMatchEulerDiscreteScheduler .* CUT needs a Stable Diffusion 1"):
+        Cut.from_pipeline(flow)
+    folder = shutil.copytree(checkpoint, tmp_path / "sd3")
+    (folder / "unet").rename(folder / "transformer")
+    with pytest.raises(WrongInput, match="a transformer for a U-Net, as Stable Diffusion 3"):
+        Cut.from_local(folder)
+    euler = SimpleNamespace(**{**vars(tiny), "scheduler": EulerDiscreteScheduler()})
+    with pytest.raises(WrongInput, match="EulerDiscreteScheduler wants; use a checkpoint with PNDMScheduler"):
+        Cut.from_pipeline(euler, clip=StubClip(), mode="official", steps=10).generate(asked())
+    assert Cut.from_pipeline(euler, **SHORT).generate(asked()).image.std() > 0  # clean mode brings its own
+
+
+def test_what_cannot_be_is_refused_in_a_sentence(tiny, checkpoint, monkeypatch):
+    from diffusers import UNet2DConditionModel
+
+    with pytest.raises(WrongInput, match="steps=5000 is more than the 1000 timesteps"):
+        Cut.from_pipeline(tiny, image_size=64, steps=5000).generate(asked())
+    with pytest.raises(WrongInput, match=r"has pictures\(pixels\) and sentences\(list\) as Judge says; got object"):
+        Cut.from_pipeline(tiny, clip=object())
+    with pytest.raises(WrongInput, match="device 'gpu'; choose 'auto', 'cpu' or 'cuda'"):
+        Cut.from_local(checkpoint, device="gpu")
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(UNet2DConditionModel, "to", full)
+    with pytest.raises(OutOfMemory, match="in float32; use precision='float16' or device='cpu'"):
+        Cut.from_local(checkpoint, device="cpu")
+
+
+def test_the_schedule_of_the_checkpoint_is_kept(tiny):
+    from diffusers import DDIMScheduler
+
+    known = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **known)
+    own = Cut.from_pipeline(SimpleNamespace(**{**vars(tiny), "scheduler": scheduler}))
+    schedule = Clean(own.diffusion, None, "a photo", "a crack", (1,)).schedule
+    assert {k: schedule.config[k] for k in known} == known
 
 
 def test_missing_weights_are_named(tiny, tmp_path):
