@@ -194,6 +194,14 @@ def test_the_size_is_within_what_was_asked_for(drawn, size, thing):
         assert low - max(2, 0.1 * low) <= longest <= high + max(2, 0.1 * high)
 
 
+def test_nothing_is_shorter_than_asked_for_by_design(drawn, thing):
+    """On a ground that every change shows on, the longest of some defects is as long as was asked for."""
+    longest = [
+        drawn(size=(0.3, 0.3), severity=(1.0, 1.0))(thing[k % 4], rng(k)).made["measured"]["longest"] for k in range(6)
+    ]
+    assert max(longest) >= round(0.3 * 128) - 1
+
+
 def test_more_severity_is_more_change_on_average(drawn, thing):
     contrasts = []
     for severity in (0.4, 0.7, 1.0):

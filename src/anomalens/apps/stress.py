@@ -6,7 +6,9 @@ import dataclasses
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,11 @@ from .tasks import good_ones, left_out, load, plan_of
 
 TILE = 132  # side of a shown picture, pixels
 WINDOW = 0.55  # of the picture's short side is shown around a defect
+LEARNT = (
+    "These good pictures score lower than nearly all good pictures that the detector had not seen: it has probably learnt "
+    "from them, so new pictures may tell otherwise; give ones that it has not seen."
+)
+UNIT = re.compile(r"(\d) (%|px|mm)")
 Row = dict[str, Any]
 
 
@@ -42,6 +49,7 @@ def stress(
     sizes: Sequence[float] = test.SIZES,
     severities: Sequence[float] = test.SEVERITIES,
     pictures: int = test.PICTURES,
+    where: str = "",
     wanted: float = test.WANTED,
     mm_per_pixel: float | None = None,
     rate: float | None = None,
@@ -51,14 +59,19 @@ def stress(
 ) -> dict[str, Any]:
     """Stress-test a saved detector on good pictures that it has not seen; write index.html and stress.json to `out`.
 
-    good: a folder; where it has a test part, the good pictures of that, else all its good ones. See `bench.stress.run` for
-    the other settings. An interrupted run with the same inputs is continued. Returns stress.json's content and "words".
+    good: a folder; where it has a test part, the good pictures of that, else all its good ones. makers: names, several may
+    stand in one text with commas between. mm_per_pixel: above 0, to say sizes in millimetres too. See `bench.stress.run`
+    for the other settings. An interrupted run with the same inputs is continued. Returns stress.json's content and "words".
     """
+    if mm_per_pixel is not None and not (mm_per_pixel > 0 and math.isfinite(mm_per_pixel)):
+        raise WrongInput(f"millimetres per pixel are a number above 0; got {mm_per_pixel:g}.")
     detector = load(model, device)
     folder = Folder(good)
     unseen = [s for s in folder.test() if s.label == 0]
     samples = unseen or good_ones(folder)
-    makers = [synthesis.create(name).name for name in makers]
+    named = [name.strip() for text in makers for name in text.split(",") if name.strip()]
+    makers = [synthesis.create(name).name for name in dict.fromkeys(named)]
+    sizes, severities = ([*dict.fromkeys(values)] for values in (sizes, severities))
     test.check(samples, makers, sizes, severities, pictures)
     if not 0 < wanted < 1:
         raise WrongInput(f"a probability of detection lies between 0 and 1; got {wanted:g}.")
@@ -75,7 +88,7 @@ def stress(
         words.append(left_out(watch.unreadable))
     for line in words:
         say(line, quiet)
-    how = {"makers": list(makers), "sizes": list(sizes), "severities": list(severities), "pictures": pictures}
+    how = {"makers": makers, "sizes": sizes, "severities": severities, "pictures": pictures, "where": where}
     plan = {**plan_of(detector, good, None, samples, rate=rate, min_area=0, maps=False, seed=seed), **how}
     target = Path(out)
     total = len(samples) + len(makers) * len(sizes) * len(severities) * pictures
@@ -83,8 +96,8 @@ def stress(
         if ledger.trials:
             say(f"Going on: {len(ledger.trials)} of {total} trials are there already.", quiet)
         trials = test.run(
-            detector, samples, makers=makers, sizes=sizes, severities=severities, pictures=pictures, rate=rate,
-            seed=seed, known=ledger.trials,
+            detector, samples, makers=makers, sizes=sizes, severities=severities, pictures=pictures, where=where,
+            rate=rate, seed=seed, known=ledger.trials,
         )  # fmt: skip
         for trial in counting(trials, "drawing defects and judging them", total, len(ledger.trials), quiet):
             ledger.add(trial)
@@ -92,8 +105,9 @@ def stress(
     calibration = detector.calibration
     assert calibration is not None  # the test refuses detectors without
     facts = {
-        "method": detector.method, "model": model, "good": good, "seed": seed, "mm_per_pixel": mm_per_pixel,
-        "false_alarm_rate": calibration.rate(rate), "unreadable": watch.unreadable, **how,
+        "method": detector.method, "model": model, "folder": good, "seed": seed, "mm_per_pixel": mm_per_pixel,
+        "false_alarm_rate": calibration.rate(rate), "unreadable": watch.unreadable,
+        "looks_learnt": test.looks_learnt(done, samples, calibration), **how,
         **test.summary(done, wanted=wanted, seed=seed),
     }  # fmt: skip
     facts["words"] = "\n".join([*findings(facts), f"Report: {target / 'index.html'}"])
@@ -120,6 +134,8 @@ class Ledger:
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             rows = list(_whole_lines(self.path))
+            if len(rows) == 1:  # stopped before its first trial: nothing to lose
+                rows = []
             if rows and rows[0] != {"plan": self.plan}:
                 raise CannotWrite(
                     f"{self.path.parent} holds a stress test of other inputs or settings; choose another --out, or remove it."
@@ -139,7 +155,8 @@ class Ledger:
             self._file.flush()
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with suppress(OSError):  # all is flushed: what a full disk refuses here has been said before
+            self._file.close()
 
 
 def _whole_lines(path: Path) -> Iterator[Row]:
@@ -164,42 +181,47 @@ def findings(facts: Mapping[str, Any]) -> list[str]:
     good = facts["good"]
     low, high = good["interval"]
     lines.append(
-        f"Of {good['pictures']} good pictures as they are {good['rejected']} were rejected (95 % interval of the rate: "
-        f"{percent(low)} to {percent(high)}); nothing was drawn on those."
+        f"{good['rejected']} of {good['pictures']} good pictures were rejected as they are (95 % interval of the rate: "
+        f"{percent(low)} to {percent(high)}){'; nothing was drawn on those.' if good['rejected'] else '.'}"
     )
+    if facts["looks_learnt"]:
+        lines.append(LEARNT)
     return lines
 
 
 def headline(facts: Mapping[str, Any]) -> str:
     """The first kind of defect in one line."""
     name, maker = next(iter(facts["makers"].items()))
-    title = synthesis.card(name).title
-    limit = maker["smallest_size"][len(maker["smallest_size"]) // 2] if maker["trials"] else {"value": None}
-    if limit["value"] is None:
-        return f"{title}: no size that was tried is found reliably"
-    return (
-        f"{title} of {length(limit['value'], facts['mm_per_pixel'])}: found with {percent(facts['wanted'])} probability"
-    )
+    title, often = synthesis.card(name).title, f"found with {percent(facts['wanted'])} probability"
+    limit = telling(maker) if maker["trials"] else None
+    if limit is None or limit["value"] is None:
+        return f"{title}: no size that was tried is {often}"
+    return f"{title} of {length(limit['value'], facts['mm_per_pixel'])}: {often} at {levels(limit['contrast'])}"
+
+
+def telling(maker: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The limit at the middle contrast, or at the next stronger one that has one, else at the strongest."""
+    limits = maker["smallest_size"][len(maker["smallest_size"]) // 2 :]
+    return next((limit for limit in limits if limit["value"] is not None), limits[-1])
 
 
 def _finding(name: str, maker: Mapping[str, Any], facts: Mapping[str, Any], often: str) -> str:
     title = synthesis.card(name).title
     if not maker["trials"]:
         return f"{title}: nothing could be drawn ({maker['why_not_drawn']})"
-    limit = maker["smallest_size"][len(maker["smallest_size"]) // 2]
-    contrast = f"{limit['contrast']:.2g} grey levels"
+    limit = telling(maker)
+    head, tail = (
+        f"{title}: at a contrast of {levels(limit['contrast'])}",
+        f"{maker['found']} of {maker['trials']} found",
+    )
     if limit["value"] is None:
         largest = length(maker["curve"]["sizes"][1], facts["mm_per_pixel"])
-        return f"{title}: at {contrast} not even {largest} are found with {often} probability."
+        return f"{head} not even {largest} are shown to be found with {often} probability ({tail} in all)."
     smallest = length(limit["value"], facts["mm_per_pixel"])
     if limit["below"]:
-        return f"{title}: at {contrast} the smallest tried, {smallest}, are found with {often} probability already."
-    sure = (
-        f"95 % sure: {length(limit['upper'], facts['mm_per_pixel'])}"
-        if limit["upper"]
-        else "95 % sure: not in the range tried"
-    )
-    return f"{title}: at {contrast} found with {often} probability from {smallest} on ({sure})."
+        return f"{head} the smallest tried, {smallest}, are found with {often} probability already ({tail} in all)."
+    upper = length(limit["upper"], facts["mm_per_pixel"]) if limit["upper"] else "not in the range tried"
+    return f"{head} found with {often} probability from {smallest} on (95 % sure: {upper}; {tail} in all)."
 
 
 def _sentence(words: str) -> str:
@@ -207,8 +229,17 @@ def _sentence(words: str) -> str:
 
 
 def length(pixels: float, mm_per_pixel: float | None) -> str:
-    words = f"{pixels:.3g} px"
-    return f"{words} ({pixels * mm_per_pixel:.2g} mm)" if mm_per_pixel else words
+    words = f"{figure(pixels, 3)} px"
+    return f"{words} ({figure(pixels * mm_per_pixel)} mm)" if mm_per_pixel else words
+
+
+def levels(contrast: float) -> str:
+    return f"{figure(contrast)} grey levels"
+
+
+def figure(value: float, digits: int = 2) -> str:
+    """That many significant digits, and all digits before the point: 2.34 is 2.3, 234.5 is 230."""
+    return f"{float(f'{value:.{digits}g}'):.10g}"
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
@@ -225,6 +256,8 @@ def page(facts: Mapping[str, Any], trials: Sequence[Trial], samples: Sequence[Sa
                 "name": name, "card": synthesis.card(name),
                 "finding": _sentence(_finding(name, maker, facts, percent(facts["wanted"])).partition(": ")[2]),
                 "maker": maker, "limits": [_limit_row(row, facts) for row in maker.get("smallest_size", ())],
+                "contrasts": [_contrast_row(row, facts) for row in maker.get("lowest_contrast", ())],
+                "lines": [levels(line["contrast"]) for line in maker.get("lines", ())],
                 "wide": curves(maker, facts, 900, 300) if maker["trials"] else "",
                 "narrow": curves(maker, facts, 420, 300) if maker["trials"] else "",
                 "rows": tiles(own, by_id, facts, seed),
@@ -232,20 +265,29 @@ def page(facts: Mapping[str, Any], trials: Sequence[Trial], samples: Sequence[Sa
         )  # fmt: skip
     style = "".join((WEB / f"{name}.css").read_text(encoding="utf-8") for name in ("report", "bench", "stress"))
     environment = Environment(loader=FileSystemLoader(WEB), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    sentences = findings(facts)
-    return environment.get_template("stress.html.j2").render(
-        headline=headline(facts), sentences=sentences, facts=facts, makers=drawings, style=Markup(style),
+    whole = environment.get_template("stress.html.j2").render(
+        headline=headline(facts), sentences=findings(facts), facts=facts, makers=drawings, style=Markup(style),
         wanted=percent(facts["wanted"]), rate=percent(facts["false_alarm_rate"]),
     )  # fmt: skip
+    return UNIT.sub("\\1\u00a0\\2", whole)  # no line breaks between a number and its unit
 
 
 def _limit_row(limit: Mapping[str, Any], facts: Mapping[str, Any]) -> Row:
     scale = facts["mm_per_pixel"]
     value = "not in the range tried" if limit["value"] is None else length(limit["value"], scale)
     return {
-        "contrast": f"{limit['contrast']:.2g}",
+        "contrast": figure(limit["contrast"]),
         "value": f"{value} or less" if limit["below"] else value,
         "upper": length(limit["upper"], scale) if limit["upper"] else "not in the range tried",
+    }
+
+
+def _contrast_row(limit: Mapping[str, Any], facts: Mapping[str, Any]) -> Row:
+    value = "not in the range tried" if limit["value"] is None else figure(limit["value"])
+    return {
+        "size": length(limit["size"], facts["mm_per_pixel"]),
+        "value": f"{value} or less" if limit["below"] else value,
+        "upper": figure(limit["upper"]) if limit["upper"] else "not in the range tried",
     }
 
 
@@ -261,9 +303,9 @@ def tiles(trials: Sequence[Trial], by_id: Mapping[str, Sample], facts: Mapping[s
             if drawn:
                 first = drawn[0]
                 shown |= {
-                    "picture": _crop(test.draw(first, by_id[first.picture], seed)),
+                    "picture": _crop(test.draw(first, by_id[first.picture], seed, facts["where"])),
                     "px": length(float(np.mean([t.size for t in drawn])), facts["mm_per_pixel"]),
-                    "contrast": f"{np.mean([t.contrast for t in drawn]):.2g}",
+                    "contrast": figure(float(np.mean([t.contrast for t in drawn]))),
                     "tone": _tone(shown["found"] / len(drawn), facts["wanted"]),
                 }
             row.append(shown)
@@ -294,6 +336,7 @@ def curves(maker: Mapping[str, Any], facts: Mapping[str, Any], width: int, heigh
     """Probability of detection over size (logarithmic), a line and its 95 % band for each of three contrasts."""
     left, right, top, bottom = 46.0, width - 12.0, 12.0, height - 46.0
     low, high = maker["curve"]["sizes"]
+    scale = facts["mm_per_pixel"]
     span = max(math.log(high / low), 1e-6)
 
     def place(size: float, share: float) -> tuple[float, float]:
@@ -309,22 +352,22 @@ def curves(maker: Mapping[str, Any], facts: Mapping[str, Any], width: int, heigh
     parts.append(f'<text x="{left + 6}" y="{y - 6:.1f}">{percent(facts["wanted"])}</text>')
     sizes = sorted({c["size"] for c in maker["cells"]})
     for size in _apart([s for s in sizes if low <= s <= high], lambda s: place(s, 0)[0]):
-        x = place(size, 0)[0]
+        x, shown = place(size, 0)[0], size * (scale or 1)
         parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 5}"/>')
-        parts.append(
-            f'<text x="{x:.1f}" y="{bottom + 20}" text-anchor="middle">{size:.{0 if size >= 9.95 else 1}f}</text>'
-        )
+        words = figure(shown, 3 if shown >= 100 else 2)
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 20}" text-anchor="middle">{words}</text>')
     said = []
     for tone, line in enumerate(maker["lines"]):
-        name = f"{line['contrast']:.2g} grey levels"
+        name = levels(line["contrast"])
         ups = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(p[0], p[3]) for p in line["points"]))
         downs = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(p[0], p[2]) for p in reversed(line["points"])))
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in (place(p[0], p[1]) for p in line["points"]))
         parts.append(f'<polygon class="band s{tone + 1}" points="{ups} {downs}"/>')
         parts.append(f'<path class="line s{tone + 1} d{tone}" d="M{path}"><title>{escape(name)}</title></path>')
-        said.append(f"{name}: " + ", ".join(f"{p[0]:.2g} px {100 * p[1]:.0f} %" for p in line["points"][::8]))
+        said.append(f"{name}: " + ", ".join(f"{length(p[0], scale)} {100 * p[1]:.0f} %" for p in line["points"][::8]))
     parts.append(f'<line class="axis" x1="{left}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
-    parts.append(f'<text x="{right}" y="{height - 6}" text-anchor="end">longest side, pixels</text>')
+    unit = "mm" if scale else "pixels"
+    parts.append(f'<text x="{right}" y="{height - 6}" text-anchor="end">longest side, {unit}</text>')
     parts.append(f'<text x="0" y="{height - 6}">found, %</text>')
     return svg("detection", width, height, parts, "Probability of detection over size. " + "; ".join(said))
 

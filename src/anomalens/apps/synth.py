@@ -33,7 +33,7 @@ from ..detector import setting_types
 from ..errors import CannotWrite, NotMade, Unreadable, WrongInput
 from ..files import write_atomic, writing
 from ..images import encode, read_image, read_mask, resize, to_8bit
-from ..synthesis._maker import Maker, is_grey
+from ..synthesis._maker import Maker, box_around, is_grey
 from ..types import Sample
 from .progress import counting, say
 from .tasks import good_ones
@@ -43,6 +43,9 @@ MARK = ".anomalens-synth.json"  # the plan of the run that a folder belongs to
 MANIFEST, SHEET = "manifest.jsonl", "contact_sheet.png"
 TILE, COLUMNS = 128, 5  # pixels of a tile of the contact sheet; examples per maker, two tiles each
 AROUND = 1.6  # the second tile shows this many times the longest side of the defect
+LEGEND = (
+    "Whole picture, and the framed place enlarged. px: longest side. Contrast: mean change inside, of 255 grey levels."
+)
 
 Row = dict[str, Any]
 
@@ -81,8 +84,8 @@ def synth(
     known = {row["index"] for row in rows}
     resumed = len(known & set(range(n)))
     if resumed:
-        say(f"{target} has {resumed} of them already; the others are drawn.", quiet)
-    left_out: dict[str, str] = {}
+        say(f"{target} has {resumed} of them already{'; the others are drawn' if resumed < n else ''}.", quiet)
+    left_out: dict[int, tuple[str, str]] = {}  # by number: the maker, and why it drew nothing
     manifest = target / MANIFEST
     if with_good:
         write_good(target, normal)
@@ -91,14 +94,14 @@ def synth(
         try:
             sample = synthesis.nth(normal, ready, index, seed=seed)
         except (NotMade, Unreadable) as error:
-            left_out[str(index)] = str(error)
+            left_out[index] = ready[index % len(ready)].name, str(error)
             continue
         row = written(target, sample, index, seed, several(normal))
         with writing(manifest), manifest.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         rows.append(row)
     if not rows:
-        raise NotMade(next(iter(left_out.values()), "nothing was drawn; ask for at least one picture with --n."))
+        raise NotMade(next((why for _, why in left_out.values()), "nothing was drawn; ask for at least one with --n."))
     rows.sort(key=lambda row: row["index"])
     write_atomic(manifest, "".join(json.dumps(row) + "\n" for row in rows))
     write_atomic(target / SHEET, contact_sheet(target, rows))
@@ -209,7 +212,7 @@ def begun(target: Path, plan: Mapping[str, Any]) -> list[Row]:
     with writing(target):
         if target.is_file():
             raise CannotWrite(f"{target} is a file; give a folder for the pictures.")
-        if not target.exists() or not any(target.iterdir()):
+        if not target.exists() or {path.name for path in target.iterdir()} <= {MARK}:  # new, or nothing drawn so far
             write_atomic(target / MARK, json.dumps(plan))
             return []
         try:
@@ -217,11 +220,26 @@ def begun(target: Path, plan: Mapping[str, Any]) -> list[Row]:
         except (FileNotFoundError, ValueError):
             raise CannotWrite(f"{target} holds files that synth has not written; give a new or empty folder.") from None
         if other := [key for key in plan if earlier.get(key) != plan[key]]:
+            before, now = told(earlier.get(other[0]), plan[other[0]])
             raise CannotWrite(
-                f"{target} was drawn with other settings ({other[0]}: {earlier.get(other[0])}, now {plan[other[0]]}); "
-                "give another --out, or repeat those settings to go on."
+                f"{target} was drawn with other settings ({other[0]}: {before}, now {now}); give another --out, or repeat "
+                "those settings to go on."
             )
         return list(finished(target))
+
+
+def told(before: Any, now: Any) -> tuple[str, str]:
+    """Two values of a plan that differ, in words; of makers the names, or where these are the same the first setting."""
+    if not (isinstance(before, list) and isinstance(now, list)):
+        return str(before), str(now)
+    names = [", ".join(name for name, _ in makers) for makers in (before, now)]
+    if names[0] != names[1]:
+        return names[0], names[1]
+    for (name, one), (_, other) in zip(before, now, strict=True):
+        for key in one.keys() | other.keys():
+            if one.get(key) != other.get(key):
+                return f"{name} {key} {one.get(key)}", str(other.get(key))
+    return names[0], names[1]
 
 
 def finished(target: Path) -> Iterator[Row]:
@@ -301,16 +319,21 @@ def png(picture: np.ndarray) -> bytes:
 
 def contact_sheet(target: Path, rows: Sequence[Row]) -> bytes:
     """A PNG page: for each maker a line of examples, each the whole picture with a frame and the place itself."""
-    names = list(dict.fromkeys(row["maker"] for row in rows))
+    examples: dict[str, list[Row]] = {}
+    for row in rows:
+        examples.setdefault(row["maker"], []).append(row)
+    shown = {
+        name: [own[i * len(own) // COLUMNS] for i in range(COLUMNS)] if len(own) > COLUMNS else own
+        for name, own in examples.items()
+    }
     line, gap = 16, 6
-    page = Image.new("RGB", (COLUMNS * (2 * TILE + gap) + gap, len(names) * (TILE + line + gap) + gap), (255, 255, 255))
-    pen, font = ImageDraw.Draw(page), ImageFont.load_default(11)
-    for k, name in enumerate(names):
-        of_maker = [row for row in rows if row["maker"] == name]
-        chosen = (
-            [of_maker[i * len(of_maker) // COLUMNS] for i in range(COLUMNS)] if len(of_maker) > COLUMNS else of_maker
-        )
-        top = gap + k * (TILE + line + gap)
+    font = ImageFont.load_default(11)
+    width = max(max(map(len, shown.values())) * (2 * TILE + gap), round(font.getlength(LEGEND))) + gap
+    page = Image.new("RGB", (width + gap, len(shown) * (TILE + line + gap) + 2 * gap + line), (255, 255, 255))
+    pen = ImageDraw.Draw(page)
+    pen.text((gap, gap), LEGEND, fill=(90, 90, 90), font=font)
+    for k, (name, chosen) in enumerate(shown.items()):
+        top = 2 * gap + line + k * (TILE + line + gap)
         for j, row in enumerate(chosen):
             left = gap + j * (2 * TILE + gap)
             measured = row["measured"]
@@ -326,39 +349,55 @@ def contact_sheet(target: Path, rows: Sequence[Row]) -> bytes:
 def tiles(picture: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(TILE, TILE, 3) each: the whole picture with a frame around the mask, and the place of the mask alone."""
     height, width = picture.shape[:2]
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    rows, columns = box_around(mask)
     scale = TILE / max(height, width)
     small = resize(picture, (max(1, round(height * scale)), max(1, round(width * scale))))
     whole = Image.new("RGB", (TILE, TILE), (255, 255, 255))
     whole.paste(Image.fromarray(small))
-    frame = (columns[0] * scale - 3, rows[0] * scale - 3, columns[-1] * scale + 3, rows[-1] * scale + 3)
+    frame = (columns.start * scale - 3, rows.start * scale - 3, columns.stop * scale + 2, rows.stop * scale + 2)
     ImageDraw.Draw(whole).rectangle(frame, outline=(255, 0, 0))
-    longest = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
+    longest = max(rows.stop - rows.start, columns.stop - columns.start)
     side = min(height, width, max(16, round(AROUND * longest)))
-    top = int(np.clip((rows[0] + rows[-1] - side) // 2, 0, height - side))
-    left = int(np.clip((columns[0] + columns[-1] - side) // 2, 0, width - side))
+    top = int(np.clip((rows.start + rows.stop - side) // 2, 0, height - side))
+    left = int(np.clip((columns.start + columns.stop - side) // 2, 0, width - side))
     return np.asarray(whole), resize(picture[top : top + side, left : left + side], (TILE, TILE))
 
 
 def summary_of(
-    target: Path, rows: Sequence[Row], sources: int, resumed: int, left_out: Mapping[str, str], with_good: bool
+    target: Path,
+    rows: Sequence[Row],
+    sources: int,
+    resumed: int,
+    left_out: Mapping[int, tuple[str, str]],
+    with_good: bool,
 ) -> dict[str, Any]:
     drawn = Counter(row["maker"] for row in rows)
     spans = {}
     for key in ("longest", "area", "contrast"):
         values = [float(row["measured"][key]) for row in rows]
         spans[key] = {"lowest": min(values), "median": median(values), "highest": max(values)}
-    longest, contrast = spans["longest"], spans["contrast"]
-    counts = ", ".join(f"{name} {count}" for name, count in drawn.items())
+    pictures = "1 picture" if len(rows) == 1 else f"{len(rows)} pictures"
+    origin = "1 good one" if sources == 1 else f"{sources} good ones"
     words = [
-        f"{len(rows)} pictures with a drawn defect ({counts}), from {sources} good ones, are in {target}.",
-        f"Their defects are {longest['lowest']:.0f} to {longest['highest']:.0f} pixels long (median "
-        f"{longest['median']:.0f}), with a contrast of {contrast['lowest']:.0f} to {contrast['highest']:.0f} grey levels "
-        f"(median {contrast['median']:.0f}); look at {target / SHEET}.",
+        f"{pictures} with a drawn defect ({counted(drawn)}), from {origin}: {target}",
+        f"Longest side {spanned(spans['longest'], 'pixels')}, contrast "
+        f"{spanned(spans['contrast'], 'grey levels of 255')}; look at {target / SHEET}.",
     ]
     if left_out:
-        words.append(f"{len(left_out)} could not be drawn; the first because {next(iter(left_out.values()))}")
+        lost = Counter(name for name, _ in left_out.values())
+        _, why = next(iter(left_out.values()))
+        words.append(f"{len(left_out)} could not be drawn ({counted(lost)}); the first because {why}")
     if not with_good:
         words.append("There are no good pictures among them; --with-good adds them, so that `evaluate` can compare.")
     return {"words": "\n".join(words), "out": str(target), "pictures": len(rows), "drawn": dict(drawn), "sources": sources,
-            "resumed": resumed, "left_out": dict(left_out), "measured": spans}  # fmt: skip
+            "resumed": resumed, "left_out": {str(index): why for index, (_, why) in left_out.items()},
+            "measured": spans}  # fmt: skip
+
+
+def counted(names: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in names.items())
+
+
+def spanned(span: Mapping[str, float], unit: str) -> str:
+    low, middle, high = (f"{span[key]:.0f}" for key in ("lowest", "median", "highest"))
+    return f"{low} {unit}" if low == high else f"{low} to {high} {unit} (median {middle})"

@@ -2,8 +2,10 @@
 
 The model is the one of non-destructive testing: the log-odds of a hit are linear in the logarithms of size and contrast
 (MIL-HDBK-1823A, hit/miss data). It is fitted by maximum likelihood with Firth's penalty (Firth 1993, Bias reduction of
-maximum likelihood estimates), which stays finite where everything is found, or nothing. Limits of confidence draw the
-pictures again, because defects drawn on one picture are found or missed together.
+maximum likelihood estimates), which stays finite where everything is found, or nothing. Limits of confidence come from
+fits without one picture after the other (jackknife), because defects drawn on one picture are found or missed together; with
+few pictures this is wide enough where drawing them again (bootstrap) is not (MacKinnon, Nielsen and Webb 2024,
+https://arxiv.org/abs/2406.00650).
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ import numpy as np
 
 from ..errors import WrongInput
 
-RESAMPLES = 200
+DRAWS = 2000
+MOST_GROUPS = 50  # of more pictures several are left out at once
 STEPS = 60  # of Newton's method; ten are usual
 LARGEST_STEP = 4.0  # in any coefficient, so that a start far away does not overshoot
 
@@ -39,8 +42,9 @@ class Limit:
 class Curve:
     """P(found) = 1 / (1 + exp(-(a + b ln size + c ln contrast))).
 
-    coefficients: (3,) a, b, c; b or c is 0 where all trials had one size, or one contrast. replicates: (B, 3) the same
-        from resampled pictures. sizes, contrasts: (lowest, highest) tried; nothing is said beyond them.
+    coefficients: (3,) a, b, c; b or c is 0 where all trials had one size, or one contrast. replicates: (B, 3) what they
+        might be as well, from what single pictures change; (0, 3) where all trials are on one picture. sizes, contrasts:
+        (lowest, highest) tried; nothing is said beyond them.
     """
 
     coefficients: np.ndarray
@@ -53,7 +57,9 @@ class Curve:
         return float(_logistic(self.coefficients @ (1.0, math.log(size), math.log(contrast))))
 
     def band(self, size: float, contrast: float) -> tuple[float, float]:
-        """The middle 95 % of the probability under resampled pictures."""
+        """The middle 95 % of what the probability might be; (0, 1) where all trials are on one picture."""
+        if not len(self.replicates):
+            return 0.0, 1.0
         drawn = _logistic(self.replicates @ (1.0, math.log(size), math.log(contrast)))
         low, high = np.percentile(drawn, (2.5, 97.5))
         return float(low), float(high)
@@ -80,7 +86,8 @@ class Curve:
             return np.exp(np.clip(exponent, -700, 700))
 
         value = float(solve(self.coefficients[None])[0])
-        upper = float(np.percentile(solve(self.replicates), 95, method="higher"))
+        drawn = solve(self.replicates)
+        upper = float(np.percentile(drawn, 95, method="higher")) if len(drawn) else math.inf
         low, high = tried
         if value > high * (1 + 1e-9):
             return Limit(None, None, reason=f"not reached: no {noun} up to {high:.3g} is found that often")
@@ -94,12 +101,13 @@ def fit(
     hits: Sequence[bool],
     pictures: Sequence[str],
     *,
-    resamples: int = RESAMPLES,
+    draws: int = DRAWS,
     seed: int = 0,
 ) -> Curve:
     """The curve through n trials.
 
-    sizes, contrasts: (n,) above 0, in any unit. hits: (n,) was it found. pictures: (n,) what it was drawn on.
+    sizes, contrasts: (n,) above 0, in any unit. hits: (n,) was it found. pictures: (n,) what it was drawn on. draws: how
+        many replicates.
 
     Raises:
         WrongInput: no trial, unequal lengths, or a size or contrast that is not above 0.
@@ -115,15 +123,12 @@ def fit(
         raise WrongInput("sizes and contrasts must be finite and above 0, because the curve is over their logarithms.")
     columns = np.column_stack((np.ones(len(size)), np.log(size), np.log(contrast)))
     kept = [0, *(k for k in (1, 2) if np.ptp(columns[:, k]) > 1e-9)]
-    rng = np.random.default_rng(seed)
-    members = [np.flatnonzero(names == name) for name in sorted(set(names.tolist()))]
-    coefficients = _spread(_firth(columns[:, kept], hit), kept)
-    replicates = np.empty((resamples, 3))
-    for row in replicates:
-        drawn = np.concatenate([members[k] for k in rng.integers(0, len(members), len(members))])
-        row[:] = _spread(_firth(columns[drawn][:, kept], hit[drawn]), kept)
+    coefficients = _firth(columns[:, kept], hit)
+    groups = np.array_split(np.unique(names), min(len(np.unique(names)), MOST_GROUPS))
+    left_out = [_firth(columns[others][:, kept], hit[others]) for g in groups if (others := ~np.isin(names, g)).any()]
+    replicates = _around(coefficients, np.array(left_out), draws, np.random.default_rng(seed))
     bounds = [(float(v.min()), float(v.max())) for v in (size, contrast)]
-    return Curve(coefficients, replicates, *bounds)
+    return Curve(_spread(coefficients, kept), _spread(replicates, kept), *bounds)
 
 
 def wilson(found: int, tried: int) -> tuple[float, float]:
@@ -170,9 +175,25 @@ def _penalised(x: np.ndarray, hit: np.ndarray, beta: np.ndarray) -> float:
     return float(np.sum(hit * z - np.logaddexp(0, z)) + 0.5 * volume)
 
 
+def _around(fitted: np.ndarray, left_out: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """(draws, k) coefficients as uncertain as the jackknife says: Student's t of one degree of freedom less than groups.
+
+    left_out: (groups, k), fitted without one group each; with less than two nothing is known, and (0, k) comes back.
+    """
+    groups = len(left_out)
+    if groups < 2:
+        return np.empty((0, len(fitted)))
+    apart = left_out - fitted
+    values, vectors = np.linalg.eigh(apart.T @ apart * (groups - 1) / groups)
+    root = vectors * np.sqrt(np.maximum(values, 0))
+    normal = rng.standard_normal((draws, len(fitted)))
+    return fitted + normal @ root.T / np.sqrt(rng.chisquare(groups - 1, (draws, 1)) / (groups - 1))
+
+
 def _spread(fitted: np.ndarray, kept: list[int]) -> np.ndarray:
-    full = np.zeros(3)
-    full[kept] = fitted
+    """(..., k) -> (..., 3), zeros for what was not fitted."""
+    full = np.zeros((*fitted.shape[:-1], 3))
+    full[..., kept] = fitted
     return full
 
 

@@ -10,7 +10,9 @@ about defects drawn on it, so it is counted as a false alarm and left out.
 
 from __future__ import annotations
 
+import math
 import zlib
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -21,6 +23,7 @@ import numpy as np
 from .. import synthesis
 from ..detector import Detector
 from ..errors import NotMade, WrongInput
+from ..thresholds import SLACK, Calibration, percent
 from ..types import Prediction, Sample
 from . import pod
 
@@ -32,6 +35,7 @@ WANTED = 0.9
 NEAR = 0.02  # of the short side: a highest place so close to the defect points at it
 GOOD = "good "  # the keys of trials on pictures as they are begin so
 SPREAD = 3  # contrasts at which the smallest size is said: quartiles of those drawn
+LOWER, SURE = 0.95, 3.0  # good pictures look learnt from: share of comparisons, and standard errors from one half
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,8 @@ class Trial:
 
     maker: what was drawn, "" for the picture as it is. wanted_size, severity: what it was asked for. repeat: which of the
         pictures of a cell. size: longest side of what was drawn, pixels. contrast: mean absolute difference inside the
-        mask, grey levels of 0 to 255. found: rejected at the threshold. pointed: whether the highest place of the map is
-        on the defect or next to it; None without a map. error: why there is no result.
+        mask, grey levels of 0 to 255. score: None without an answer. found: rejected at the threshold. pointed: whether the
+        highest place of the map is on the defect or next to it; None without a map. error: why there is no result.
     """
 
     key: str
@@ -67,6 +71,7 @@ def run(
     sizes: Sequence[float] = SIZES,
     severities: Sequence[float] = SEVERITIES,
     pictures: int = PICTURES,
+    where: str = "",
     rate: float | None = None,
     seed: int = 0,
     known: Iterable[Trial] = (),
@@ -74,11 +79,12 @@ def run(
     """Judge every picture as it is, then with every defect; one trial at a time, in an order that depends on nothing else.
 
     samples: good pictures; each is judged as it is, and each cell is drawn on `pictures` of those that pass, taken in turn.
+    where: "bright", "dark" or a mask picture: defects are drawn only there, see `Maker.where`.
     rate: the false-alarm rate whose threshold is used [default: the calibrated one]. known: trials of an earlier run with
         the same settings, which are not repeated (and not yielded).
 
     Raises:
-        WrongInput: no threshold, no picture, none that passes, or a size or severity outside 0..1.
+        WrongInput: no threshold, or none at this rate; no picture, none that passes; a size or severity outside 0..1.
         UnknownName: no such maker.
     """
     calibration = detector.calibration
@@ -88,7 +94,13 @@ def run(
             "(`anomalens fit`, or fit_calibrated)."
         )
     check(samples, makers, sizes, severities, pictures)
+    makers, sizes, severities = [*dict.fromkeys(makers)], [*dict.fromkeys(sizes)], [*dict.fromkeys(severities)]
     used = calibration.rate(rate)
+    if used < calibration.smallest_rate - SLACK:
+        raise WrongInput(
+            f"the {calibration.count} good pictures that {detector.method} was calibrated on cannot promise a false-alarm "
+            f"rate of {percent(used)}, so nothing would be found; ask for {percent(calibration.smallest_rate)} or more."
+        )
     done = {trial.key: trial for trial in known}
 
     def judged(samples: Iterable[tuple[str, Sample]]) -> Iterator[tuple[str, Prediction, bool]]:
@@ -102,12 +114,16 @@ def run(
 
         for place, prediction in enumerate(detector.predict(renamed())):
             key, category = keys[place]
+            if math.isnan(prediction.score):  # no answer finds nothing
+                yield key, prediction, False
+                continue
             p_value = calibration.own(prediction.category or category, used).p_value(prediction.score)
             verdict = calibration.verdict(p_value, used)
             yield key, replace(prediction, p_value=p_value), verdict == "reject"
 
     for key, prediction, rejected in judged((as_it_is(s), s) for s in samples if as_it_is(s) not in done):
-        trial = Trial(key, key.removeprefix(GOOD), score=prediction.score, p_value=prediction.p_value, found=rejected)
+        picture, score = key.removeprefix(GOOD), _known(prediction.score)
+        trial = Trial(key, picture, score=score, p_value=prediction.p_value, found=rejected)
         done[key] = trial
         yield trial
     passed = [sample for sample in samples if not done[as_it_is(sample)].found]
@@ -117,8 +133,7 @@ def run(
             "give pictures like those that the detector has learnt from."
         )
 
-    drawn: dict[str, tuple[Trial, Sample]] = {}
-    failed: list[Trial] = []
+    begun: deque[tuple[Trial, Sample | None]] = deque()  # in order; without a sample where none could be drawn
 
     def defective() -> Iterator[tuple[str, Sample]]:
         for maker, (turn, size), severity, repeat in product(makers, enumerate(sizes), severities, range(pictures)):
@@ -128,38 +143,42 @@ def run(
                 continue
             trial = Trial(key, sample.id, maker, size, severity, repeat)
             try:
-                made = draw(trial, sample, seed)
+                made = draw(trial, sample, seed, where)
             except NotMade as error:
-                failed.append(replace(trial, error=str(error)))
+                begun.append((replace(trial, error=str(error)), None))
                 continue
-            drawn[key] = trial, made
+            begun.append((trial, made))
             yield key, made
 
-    for key, prediction, rejected in judged(defective()):
-        yield from failed
-        failed.clear()
-        trial, made = drawn.pop(key)
+    for _, prediction, rejected in judged(defective()):
+        trial, made = begun.popleft()
+        while made is None:
+            yield trial
+            trial, made = begun.popleft()
         measured = (made.made or {})["measured"]
         yield replace(
             trial,
             size=float(measured["longest"]),
             contrast=float(measured["contrast"]),
-            score=prediction.score,
+            score=_known(prediction.score),
             p_value=prediction.p_value,
             found=rejected,
             pointed=_points(prediction, made),
         )
-    yield from failed
+    yield from (trial for trial, _ in begun)
 
 
-def draw(trial: Trial, sample: Sample, seed: int) -> Sample:
+def draw(trial: Trial, sample: Sample, seed: int, where: str = "") -> Sample:
     """The picture of a trial. One defect is drawn with every severity: the random numbers do not depend on it.
 
     Raises:
         NotMade: nothing of it would be seen.
     """
     maker = synthesis.create(
-        trial.maker, size=(trial.wanted_size, trial.wanted_size), severity=(trial.severity, trial.severity)
+        trial.maker,
+        size=(trial.wanted_size, trial.wanted_size),
+        severity=(trial.severity, trial.severity),
+        where=where,
     )
     words = f"{trial.maker} {trial.wanted_size:g} {trial.repeat} {trial.picture}"
     return maker(sample, np.random.default_rng([seed, zlib.crc32(words.encode())]))
@@ -170,11 +189,34 @@ def as_it_is(sample: Sample) -> str:
     return GOOD + sample.id
 
 
+def looks_learnt(trials: Sequence[Trial], samples: Iterable[Sample], calibration: Calibration) -> bool:
+    """Whether the good pictures score so much lower than unseen ones that the detector has probably learnt from them.
+
+    Each is compared with the scores of good pictures of its category that the detector had not seen when it was
+    calibrated: nearly all of these are higher, more than chance explains (Mann and Whitney 1947,
+    https://doi.org/10.1214/aoms/1177730491). A detector that learns nothing, or little of a picture, shows nothing.
+    """
+    if calibration.how == "unseen":
+        return False
+    category = {sample.id: sample.category for sample in samples}
+    higher = pairs = variance = 0.0
+    for name, part in (calibration.parts or {"": calibration}).items():
+        scores = [
+            t.score for t in trials
+            if not t.maker and t.score is not None and (not calibration.parts or category[t.picture] == name)
+        ]  # fmt: skip
+        higher += sum(float((part.scores > score).sum()) for score in scores)
+        pairs += len(scores) * part.count
+        variance += len(scores) * part.count * (len(scores) + part.count + 1) / 12
+    return pairs > 0 and higher >= LOWER * pairs and higher - pairs / 2 > SURE * math.sqrt(variance)
+
+
 def summary(trials: Iterable[Trial], *, wanted: float = WANTED, seed: int = 0) -> dict[str, Any]:
     """What the trials say, JSON-able: false alarms, and for every maker its cells, its curve and its limits.
 
     Sizes are pixels, contrasts grey levels. `smallest_size` of a maker is a list over three contrasts (the quartiles of
-    those drawn); `value` None means that no size tried is found with probability `wanted`.
+    those drawn), `lowest_contrast` one over the sizes drawn; `value` None means that none tried is found with probability
+    `wanted`.
     """
     trials = list(trials)
     clean = [t for t in trials if not t.maker and not t.error]
@@ -208,14 +250,15 @@ def _of_maker(trials: Sequence[Trial], wanted: float, seed: int) -> dict[str, An
         [t.picture for t in used],
         seed=seed,
     )
-    contrasts = np.quantile([t.contrast for t in used], np.linspace(0, 1, SPREAD + 2)[1:-1])
-    sizes = np.quantile([t.size for t in used], np.linspace(0, 1, SPREAD + 2)[1:-1])
+    contrasts = np.unique(np.quantile([t.contrast for t in used], np.linspace(0, 1, SPREAD + 2)[1:-1]))
+    wanted_sizes = sorted({t.wanted_size for t in used})
+    sizes = [float(np.mean([t.size for t in used if t.wanted_size == asked])) for asked in wanted_sizes]
     out["curve"] = {
         "intercept": float(curve.coefficients[0]), "ln_size": float(curve.coefficients[1]),
         "ln_contrast": float(curve.coefficients[2]), "sizes": curve.sizes, "contrasts": curve.contrasts,
     }  # fmt: skip
     out["smallest_size"] = [{"contrast": float(c), **asdict(curve.smallest_size(c, wanted))} for c in contrasts]
-    out["lowest_contrast"] = [{"size": float(s), **asdict(curve.lowest_contrast(s, wanted))} for s in sizes]
+    out["lowest_contrast"] = [{"size": s, **asdict(curve.lowest_contrast(s, wanted))} for s in sizes]
     grid = np.geomspace(*curve.sizes, 25) if curve.sizes[0] < curve.sizes[1] else np.array(curve.sizes[:1])
     out["lines"] = [
         {
@@ -261,6 +304,11 @@ def check(
         if wrong := [v for v in values if not 0 < v <= 1]:
             raise WrongInput(f"a {words} lies above 0 and is at most 1 (a share of the picture's short side, or of the "
                              f"strongest change); got {wrong[0]:g}.")  # fmt: skip
+
+
+def _known(score: float) -> float | None:
+    """As JSON can hold it: None for a detector that gave no answer."""
+    return None if math.isnan(score) else score
 
 
 def _points(prediction: Prediction, made: Sample) -> bool | None:

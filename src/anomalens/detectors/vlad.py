@@ -339,6 +339,10 @@ class VLAD(Detector):
         self.weights = None
         eye = self.eye().to(device)
         lessons = [lesson for c, alike in good.items() for lesson in self.lessons(alike, bad.get(c, []))]
+        if self.select == "best" and len(lessons) < 2:
+            raise WrongInput(
+                "VLAD select='best' sets one lesson in five aside and got one in all; use 'last', or more."
+            )
         phrases = [*dict.fromkeys((*self.phrases, *(phrase_of(s) for c in bad.values() for s in c)))]
         phrases = [phrase for phrase in phrases if phrase]
         head = self.new_head(self.learn_prompts).to(device)

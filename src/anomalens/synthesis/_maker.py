@@ -224,12 +224,15 @@ def measured(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], 
     contrast: mean absolute difference inside the mask, over channels and views; outside: the largest one outside of it.
         Both in grey levels of 255.
     """
+    touched = np.logical_or.reduce([(after[name] != old).any(axis=2) for name, old in before.items()])
+    box = box_around(mask | touched)  # nothing but zeros lies beyond it, and that may be most of a large picture
+    within = mask[box]
     inside, outside = [], 0.0
     for name, old in before.items():
         levels = np.iinfo(old.dtype).max / 255
-        difference = np.abs(after[name].astype(np.int32) - old) / levels
-        inside.append(float(difference[mask].mean()) if mask.any() else 0.0)
-        outside = max(outside, float(difference[~mask].max(initial=0)))
+        difference = np.abs(after[name][box].astype(np.int32) - old[box]) / levels
+        inside.append(float(difference[within].mean()) if within.any() else 0.0)
+        outside = max(outside, float(difference[~within].max(initial=0)))
     longest = longest_side(mask)
     return {
         "area": float(mask.mean()), "longest": longest, "size": longest / min(mask.shape),
@@ -327,10 +330,15 @@ def blend(under: Mapping[str, np.ndarray], over: Mapping[str, np.ndarray], cover
 
 def longest_side(mask: np.ndarray) -> int:
     """Longer side of the box around a mask, pixels; 0 for an empty one."""
+    return max(side.stop - side.start for side in box_around(mask))
+
+
+def box_around(mask: np.ndarray) -> Box:
+    """The smallest box that holds every True; an empty one for none."""
     if not mask.any():
-        return 0
+        return box_at(0, 0, 0, 0)
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return int(max(rows[-1] - rows[0], columns[-1] - columns[0])) + 1
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
 
 
 def box_at(top: int, left: int, height: int, width: int) -> Box:

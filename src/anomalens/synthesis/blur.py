@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..errors import WrongInput
 from ..types import MakerCard
 from ._maker import Change, Draft, Maker, blend
 from ._places import busiest, softened, widened
@@ -26,12 +27,19 @@ LEAST = 1.5  # pixels, of the blur
 
 @dataclass
 class Blur(Maker):
-    """radius: standard deviation of the blur, as a share of the picture's short side; at least 1.5 pixels.
+    """radius: standard deviation of the blur, as a share of the picture's short side, 0 to 0.2; at least 1.5 pixels.
 
     The other settings are those of every maker.
     """
 
     radius: float = 0.02
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.radius <= 0.2:
+            raise WrongInput(
+                f"blur setting radius is a share of the picture's short side, 0 to 0.2; got {self.radius:g}."
+            )
 
     def draw(self, draft: Draft) -> Change:
         cover = blob(draft.length, draft.rng)

@@ -46,7 +46,8 @@ class NSA(Maker):
 
     def draw(self, draft: Draft) -> Change:
         rng = draft.rng
-        cover = np.pad(blob(max(1, draft.length - 2), rng), 2) > 0.5  # the border of the box stays as it is
+        # One pixel around the patch stays as it is: its border is what the patch is blended into.
+        cover = np.pad(blob(min(draft.length, min(draft.shape) - 2), rng), 1) > 0.5
         box = draft.place(*cover.shape)
         factor = math.exp(rng.uniform(math.log(SHRUNK), math.log(GROWN)))
         height, width = (min(max(2, round(n / factor)), have) for n, have in zip(cover.shape, draft.shape, strict=True))

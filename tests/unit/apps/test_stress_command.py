@@ -15,8 +15,8 @@ from anomalens.calibrate import fit_calibrated
 from anomalens.datasets.procedural import Procedural
 from anomalens.errors import CannotWrite
 
-FEW = ["--maker", "scratch", "--maker", "stain", "--size", "0.1", "--size", "0.4", "--severity", "0.2", "--severity", "1",
-       "--pictures", "2"]  # fmt: skip
+FEW = ["--maker", "scratch,stain", "--maker", "stain", "--size", "0.1", "--size", "0.4",
+       "--severity", "0.2", "--severity", "1", "--pictures", "2"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,74 @@ def test_page_numbers_and_words(inputs, tmp_path):
     assert page.count("data:image/jpeg") == sum(len(m["cells"]) for m in facts["makers"].values())
     assert "http" not in re.sub(r'http-equiv="[^"]*"', "", page)
     assert "<script" not in page
+
+
+def test_an_engineer_reads_size_and_contrast(inputs, tmp_path):
+    result = run(*inputs, "--out", tmp_path / "out", *FEW, "--mm-per-pixel", "20", "--where", "bright")
+    assert result.exit_code == 0, result.output
+    facts = json.loads((tmp_path / "out" / "stress.json").read_text())
+    assert facts["folder"] == str(inputs[1])
+    assert facts["where"] == "bright"
+    assert facts["looks_learnt"] is False
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert page.count("<b>Lowest contrast found with") == 2
+    assert "longest side, mm" in page
+    assert "in the bright part" in page
+    for words in (result.stdout, page):
+        assert not re.search(r"\de\+\d", words)  # no 1.3e+03 mm
+    assert re.search(r"Scratch: at a contrast of \d+ grey levels .*\d of 8 found", result.stdout)
+
+
+def test_figures_have_no_powers_of_ten():
+    assert [command.figure(x) for x in (0.0512, 2.34, 23.4, 234.5, 1234.5)] == ["0.051", "2.3", "23", "230", "1200"]
+    assert command.length(1234.5, 0.1) == "1230 px (120 mm)"
+
+
+def test_of_several_contrasts_the_one_that_is_found_is_told():
+    limits = [
+        {"contrast": c, "value": v, "upper": None, "below": False} for c, v in ((9, None), (20, None), (50, 31.0))
+    ]
+    maker = {"smallest_size": limits, "trials": 10, "found": 4, "curve": {"sizes": (3, 60)}}
+    facts = {"makers": {"scratch": maker}, "mm_per_pixel": 0.1, "wanted": 0.9}
+    assert command.headline(facts) == "Scratch of 31 px (3.1 mm): found with 90 % probability at 50 grey levels"
+    limits[2]["value"] = None
+    assert command.headline(facts) == "Scratch: no size that was tried is found with 90 % probability"
+
+
+def test_pictures_that_were_learnt_from_are_told(inputs, tmp_path):
+    flat = inputs[1] / "train" / "good"
+    result = run(inputs[0], flat, "--out", tmp_path / "out", *FEW)
+    assert result.exit_code == 0, result.output
+    assert "it has probably learnt from them" in result.stdout
+    assert "it has probably learnt from them" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_a_full_disk_is_one_sentence(inputs, tmp_path, monkeypatch):
+    class Full:
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
+        def close(self):
+            self.file.close()
+            raise OSError(28, "No space left on device")
+
+    entered = command.Ledger.__enter__
+
+    def full(self):
+        entered(self)
+        self._file = Full(self._file)
+        return self
+
+    monkeypatch.setattr(command.Ledger, "__enter__", full)
+    result = run(*inputs, "--out", tmp_path / "out", *FEW)
+    assert result.exit_code == 2
+    assert "no space left on device" in result.stderr.splitlines()[-1].lower()
+    monkeypatch.undo()
+    # Nothing was tried yet, so the folder is free for any other test.
+    assert run(*inputs, "--out", tmp_path / "out", *FEW, "--seed", "1").exit_code == 0
 
 
 def test_interrupted_it_goes_on_and_ends_the_same(inputs, tmp_path, monkeypatch):
@@ -112,6 +180,8 @@ def test_plain_folders_and_unreadable_pictures(inputs, tmp_path):
         (["--maker", "scrach"], "no maker is named"),
         (["--severity", "2"], "severity lies above 0"),
         (["--wanted", "1.5"], "between 0 and 1"),
+        (["--mm-per-pixel", "0"], "above 0; got 0"),
+        (["--mm-per-pixel", "nan"], "above 0; got nan"),
     ],
 )
 def test_wrong_options_are_a_sentence(inputs, tmp_path, words, said):

@@ -58,7 +58,7 @@ def test_writes_a_folder_that_every_command_reads(good, tmp_path):
     assert all(0.4 <= row["severity"] <= 0.8 and row["size"] == 0.3 for row in scratches)
     assert all(abs(row["measured"]["longest"] - 0.3 * 96) <= 3 for row in scratches)
     sheet = read_image(out / "contact_sheet.png")
-    assert sheet.shape[1] > 5 * 2 * command.TILE
+    assert 3 * 2 * command.TILE < sheet.shape[1] < 4 * 2 * command.TILE  # three examples of each, no empty columns
     assert sheet.std() > 20
 
 
@@ -126,8 +126,8 @@ def test_another_run_and_foreign_files_are_left_alone(good, tmp_path):
     before = content(out)
     for words, said in (
         (("--maker", "stain", "--seed", 1), "seed: 0, now 1"),
-        (("--maker", "scratch"), "makers"),
-        (("--maker", "stain", "--severity", "0.9"), "makers"),
+        (("--maker", "scratch"), "makers: stain, now scratch"),
+        (("--maker", "stain", "--severity", "0.9"), "makers: stain severity [0.3, 1.0], now [0.9, 0.9]"),
         (("--maker", "stain", "--with-good"), "with-good"),
     ):
         result = run(good, *words, "--n", 1, "--out", out)
@@ -192,9 +192,41 @@ def test_makers_that_show_nothing_are_told_of(tmp_path):
     summary = command.synth(str(good), str(tmp_path / "a"), makers=("stain,geometric",), n=4, quiet=True)
     assert summary["drawn"] == {"stain": 2}
     assert set(summary["left_out"]) == {"1", "3"}
-    assert "2 could not be drawn" in summary["words"]
+    assert "2 could not be drawn (geometric 2); the first because geometric drew no" in summary["words"]
     with pytest.raises(NotMade, match="no part stands out"):
         command.synth(str(good), str(tmp_path / "b"), makers=("geometric",), n=2, quiet=True)
+
+
+def test_a_start_that_drew_nothing_does_not_hold_the_folder(good, tmp_path):
+    out = tmp_path / "drawn"
+    wrong = run(good, "--maker", "stain", "--where", tmp_path / "no-mask.png", "--n", 1, "--out", out)
+    assert wrong.exit_code == 2
+    assert (out / command.MARK).exists()
+    right = run(good, "--maker", "scratch", "--n", 1, "--out", out)
+    assert right.exit_code == 0, right.output
+    assert json.loads((out / command.MARK).read_text())["makers"][0][0] == "scratch"
+
+
+def test_one_picture_is_told_of_as_one(good, tmp_path):
+    result = run(good, "--maker", "stain", "--n", 1, "--out", tmp_path / "drawn")
+    assert result.stdout.startswith("1 picture with a drawn defect (stain 1), from 5 good ones: ")
+    assert " to " not in result.stdout.splitlines()[1].partition(";")[0]
+    again = run(good, "--maker", "stain", "--n", 1, "--out", tmp_path / "drawn")
+    assert "has 1 of them already." in again.stderr
+    assert run(good, "--maker", "stain", "--n", 1, "--seed", -1, "--out", tmp_path / "other").exit_code == 2
+
+
+def test_the_frame_on_the_sheet_is_around_the_defect_at_any_scale():
+    for side in (20, 128, 640):
+        mask = np.zeros((side, side), bool)
+        mask[side // 4 : side // 2, side // 2 : 3 * side // 4] = True
+        picture = np.full((side, side, 3), 90, np.uint8)
+        whole, _ = command.tiles(picture, mask)
+        rows, columns = np.nonzero((whole == (255, 0, 0)).all(axis=2))
+        scale = command.TILE / side
+        for found, low, high in ((rows, side // 4, side // 2), (columns, side // 2, 3 * side // 4)):
+            assert 1 <= low * scale - found.min() <= 4
+            assert 1 <= found.max() + 1 - high * scale <= 4
 
 
 def test_makers_are_parsed():

@@ -79,6 +79,11 @@ def test_a_known_sensitivity_gives_its_curve():
         assert limit["value"] == pytest.approx(truth, rel=0.25)  # its standard error here is 11 %
         assert truth * 0.9 < limit["upper"] < 1.6 * truth
     assert maker["pointed"] == 1.0
+    assert [row["size"] / 64 for row in maker["lowest_contrast"]] == pytest.approx([0.06, 0.1, 0.2, 0.4, 0.8], abs=0.02)
+    for limit in maker["lowest_contrast"]:
+        truth = math.exp((math.log(9) - A - B * math.log(limit["size"])) / C)
+        if limit["value"] is not None and not limit["below"]:
+            assert limit["value"] == pytest.approx(truth, rel=0.3)
 
 
 def test_every_cell_is_drawn_and_good_pictures_come_first():
@@ -173,6 +178,85 @@ def test_no_threshold_no_pictures_no_such_maker():
         list(stress.run(known(), [], **SMALL))
     with pytest.raises(UnknownName, match="scratch"):
         list(stress.run(known(), good(2), **{**SMALL, "makers": ("scrach",)}))
+
+
+def test_trials_come_in_order_even_where_the_detector_reads_ahead():
+    @dataclass
+    class Ahead(Known):
+        def predict(self, samples):
+            yield from super().predict(list(samples))
+
+    ahead = Ahead()
+    ahead.calibration = known().calibration
+    tiny = [Sample(f"t{k}", {"image": View("image", partial(np.full, (20, 20, 3), 255, np.uint8))}) for k in range(2)]
+    plan = {**SMALL, "sizes": (0.9, 0.1, 0.8), "with_map": False}
+    one, other = (
+        list(stress.run(d, tiny, **{k: v for k, v in plan.items() if k != "with_map"}))
+        for d in (known(with_map=False), ahead)
+    )
+    assert [t.key for t in one] == [t.key for t in other]
+    assert [t.wanted_size for t in one[2:]] == [0.9] * 6 + [0.1] * 6 + [0.8] * 6
+    assert all(t.error for t in one[8:14])
+
+
+def test_what_is_named_twice_is_tried_once():
+    twice = {"makers": ("paste", "paste"), "sizes": (0.3, 0.3), "severities": (0.8, 0.8), "pictures": 3}
+    assert len(list(stress.run(known(), good(3), **twice))) == 3 + 3
+
+
+def test_a_rate_that_nobody_can_promise_is_refused():
+    with pytest.raises(WrongInput, match=r"99 good pictures .* 0.1 %, so nothing would be found; ask for 1 % or more"):
+        list(stress.run(known(), good(2), **SMALL, rate=0.001))
+
+
+def test_defects_stay_where_they_are_asked_for(tmp_path):
+    from anomalens.images import encode
+
+    region = np.zeros(SHAPE, np.uint8)
+    region[:, 40:] = 255
+    (tmp_path / "region.png").write_bytes(encode(region))
+    trial = stress.Trial("", "g0.png", "paste", 0.3, 0.9)
+    made = stress.draw(trial, good(1)[0], 0, str(tmp_path / "region.png"))
+    assert not made.mask.read()[:, :40].any()
+    there = list(stress.run(known(), good(2), **SMALL, where=str(tmp_path / "region.png")))
+    assert [t.contrast for t in there] != [t.contrast for t in stress.run(known(), good(2), **SMALL)]
+
+
+def test_no_answer_is_no_find():
+    @dataclass
+    class Silent(Known):
+        def predict(self, samples):
+            for prediction in super().predict(samples):
+                yield replace(prediction, score=math.nan if "0.8" in prediction.id else prediction.score)
+
+    silent = Silent()
+    silent.calibration = known().calibration
+    mute = [t for t in stress.run(silent, good(4), **SMALL) if t.severity == 0.8]
+    assert mute
+    assert not any(t.found for t in mute)
+    assert all(t.score is None for t in mute)
+
+
+def test_pictures_that_were_learnt_from_are_noticed():
+    unseen = Calibration(np.linspace(1, 2, 30), np.empty(0), np.empty(0), "cross-fitted")
+    pictures = good(10)
+
+    def judged(low, high):
+        return [
+            stress.Trial(stress.as_it_is(s), s.id, score=float(x))
+            for s, x in zip(pictures, np.linspace(low, high, 10), strict=True)
+        ]
+
+    assert stress.looks_learnt(judged(0.2, 1.0), pictures, unseen)
+    assert not stress.looks_learnt(judged(1, 2), pictures, unseen)
+    assert not stress.looks_learnt(judged(0.9, 1.6), pictures, unseen)  # easier ones, but not below nearly all
+    assert not stress.looks_learnt(judged(0.2, 1.0)[:1], pictures, unseen)  # one alone may be chance
+    assert not stress.looks_learnt(judged(0.2, 1.0), pictures, replace(unseen, how="unseen"))
+    # Every category has a scale of its own.
+    two = replace(unseen, scores=np.r_[np.linspace(1, 2, 15), np.linspace(11, 12, 15)],
+                  categories=("low",) * 15 + ("high",) * 15)  # fmt: skip
+    assert not stress.looks_learnt(judged(1, 2), [replace(s, category="low") for s in pictures], two)
+    assert stress.looks_learnt(judged(1, 2), [replace(s, category="high") for s in pictures], two)
 
 
 def test_trials_survive_json():

@@ -496,6 +496,8 @@ def test_what_does_not_fit_is_said(good, bad):
         VLAD("tiny", learn_prompts=True)
     with pytest.raises(WrongInput, match="generations=0"):
         small(generations=0)
+    with pytest.raises(WrongInput, match="got one in all"):
+        small(generations=1, select="best").fit(good)
     flat = [replace(good[0], views={"image": View("image", lambda: np.full((SIZE, SIZE, 3), 90, np.uint8))})]
     with pytest.raises(NotMade, match="blur found nothing to show"):
         small(makers=("blur",), generations=1).fit(flat)

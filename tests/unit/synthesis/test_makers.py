@@ -13,7 +13,7 @@ from anomalens.datasets.procedural import Procedural
 from anomalens.errors import NotMade, WrongInput
 from anomalens.images import encode
 from anomalens.synthesis import _shapes, cutpaste, frequency, nsa, scratch, stain
-from anomalens.synthesis._maker import Draft, closed, given, grow, is_grey, longest_side
+from anomalens.synthesis._maker import Draft, closed, given, grow, is_grey, longest_side, measured
 from anomalens.synthesis._places import busiest, elsewhere, healed, softened, standing_out, widened
 from anomalens.synthesis._poisson import seamless, solve
 from anomalens.types import Sample, View
@@ -353,6 +353,27 @@ def test_a_displaced_part_moves_further_with_severity():
 def test_a_texture_has_no_parts():
     with pytest.raises(NotMade, match="no part stands out"):
         synthesis.create("geometric")(Procedural("leather", size=96, train_count=1).train()[0], rng())
+
+
+@pytest.mark.parametrize("radius", [-0.1, 0.5])
+def test_a_blur_of_no_use_is_refused(radius):
+    with pytest.raises(WrongInput, match="radius"):
+        synthesis.create("blur", radius=radius)
+
+
+def test_what_is_measured_agrees_with_the_whole_pictures():
+    before = {"a": noisy((50, 70)), "b": noisy((50, 70), seed=1).astype(np.uint16) * 257}
+    after = {name: picture.copy() for name, picture in before.items()}
+    mask = np.zeros((50, 70), bool)
+    mask[10:14, 20:41] = True
+    after["a"][10:14, 20:41] += 9
+    after["b"][40, 60] -= 3 * 257  # a change that the mask misses
+    found = measured(before, after, mask)
+    whole = {n: np.abs(after[n].astype(float) - before[n]) / (np.iinfo(before[n].dtype).max / 255) for n in before}
+    assert found["contrast"] == pytest.approx(np.mean([d[mask].mean() for d in whole.values()]))
+    assert found["outside"] == pytest.approx(3)
+    assert (found["longest"], found["area"]) == (21, mask.mean())
+    assert measured(before, before, np.zeros_like(mask))["contrast"] == 0
 
 
 def test_stains_darken_what_is_bright_and_lighten_what_is_dark():
