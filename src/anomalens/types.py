@@ -290,7 +290,7 @@ class DatasetCard:
     citation: str
     licence: str
     commercial: bool | None
-    views: tuple[Literal["image", "lights", "depth", "normals", "points"], ...]
+    views: tuple[Literal["image", "lights", "depth", "normals", "points", "video", "series"], ...]
     levels: tuple[Literal["structural", "semantic"], ...]
     layout: str
     masks: bool

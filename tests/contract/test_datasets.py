@@ -55,7 +55,7 @@ def test_the_card_says_everything(name):
     assert card.summary.endswith(".")
     assert card.licence
     assert card.layout
-    assert set(card.views) <= {"image", "lights", "depth", "normals", "points"}
+    assert set(card.views) <= {"image", "lights", "depth", "normals", "points", "video", "series"}
     assert "image" in card.views
     assert card.levels
     assert set(card.levels) <= {"structural", "semantic"}

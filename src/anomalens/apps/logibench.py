@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from .. import datasets
 from ..bench import judges, logibench
@@ -19,6 +22,7 @@ from ..reasoning import parsers, rule_sets, rules
 from ..reasoning.endpoint import Asks, Model
 from ..reasoning.parsers import Parser
 from ..reasoning.sandbox import sandbox
+from .logibench_page import render
 from .progress import counting, say
 
 READERS = ("loco-annotations", "procedural-logic")
@@ -50,7 +54,7 @@ def run(
     limit: int | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Run LogiBench, or go on with it; write logibench.json, LOGIBENCH.md and claims-MODE.csv to `out`.
+    """Run LogiBench, or go on with it; write index.html, logibench.json, LOGIBENCH.md and claims-MODE.csv to `out`.
 
     Args:
         data: [READER=]ROOT; `procedural-logic=` draws its own, a root alone is one of MVTec LOCO AD with annotations.
@@ -62,7 +66,7 @@ def run(
         model: name of the model; with base_url it is asked, without it the recorded answers in `cache` are used.
 
     Returns:
-        {"words", "modes": {mode: `bench.logibench.summary`}, "results", "failed": 0}
+        {"words", "modes": {mode: `bench.logibench.summary`}, "results", "report": the page, "failed": 0}
     """
     modes = _modes(mode)
     asked = _model(model, base_url, key_env, cache)
@@ -86,8 +90,11 @@ def run(
     write_atomic(target / "LOGIBENCH.md", _markdown(figures))
     for name, summary in figures.items():
         write_atomic(target / f"claims-{name}.csv", _to_judge(summary))
-    words = "\n".join([*_words(figures), f"written: {target / 'LOGIBENCH.md'}, logibench.json, claims-*.csv"])
-    return {"words": words, "modes": figures, "results": str(target / RESULTS), "failed": 0}
+    page = target / "index.html"
+    write_atomic(page, _page(figures, rows, tasks))
+    written = [f"written: {target / 'LOGIBENCH.md'}, logibench.json, claims-*.csv", f"Report: {page}"]
+    words = "\n".join([*_words(figures), *written])
+    return {"words": words, "modes": figures, "results": str(target / RESULTS), "report": str(page), "failed": 0}
 
 
 def of_options(
@@ -246,6 +253,16 @@ def _tables(summary: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
                 for name, one in generation.items()
             ),
         ]  # fmt: skip
+    if summary["failures"]:
+        causes = list(summary["failures"])
+        failed = Counter((one["category"], one["status"]) for one in summary["wrong"])
+        yield (
+            "pictures without a verdict, which count as wrong",
+            [
+                ("category", *(cause.replace("_", " ") for cause in causes)),
+                *((name, *(str(failed[name, cause]) for cause in causes)) for name in names),
+            ],
+        )
     reasons = summary["reasons"]
     judged = list(reasons[""]["judges"])
     head = ("category", "pictures", "types: precision", "recall", "F1", *(f"judge {name}" for name in judged))
@@ -274,9 +291,6 @@ def _notes(summary: Mapping[str, Any]) -> Iterator[str]:
     origins = sorted({f"{one['origin']}" for one in summary["programs"].values()})
     levels = sorted({one["isolation"] for one in summary["programs"].values()})
     yield f"Programs: {', '.join(origins)}; they ran in the sandbox at the level {', '.join(levels)}."
-    if summary["failures"]:
-        told = ", ".join(f"{status} {count}" for status, count in summary["failures"].items())
-        yield f"Pictures without a verdict, which count as wrong: {told}."
     reasons = summary["reasons"][""]
     if reasons["untyped"]:
         yield f"Left out of the types: {reasons['untyped']} pictures with a stated reason of no known type."
@@ -316,6 +330,21 @@ def _words(figures: Mapping[str, Any]) -> Iterator[str]:
             if len(wrong) > SHOWN_WRONG:
                 yield f"  and {len(wrong) - SHOWN_WRONG} more in logibench.json"
         yield ""
+
+
+def _page(figures: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], tasks: Sequence[Task]) -> str:
+    """The page, with the pictures themselves as far as they can be read."""
+    samples = {(str(task.mode), sample.id): sample for task in tasks for sample in task.test}
+
+    def picture(mode: str, id: str) -> np.ndarray | None:
+        try:
+            return samples[mode, id].image()
+        except Unreadable:
+            return None
+
+    tables = {mode: list(_tables(one)) for mode, one in figures.items()}
+    notes = {mode: list(_notes(one)) for mode, one in figures.items()}
+    return render(figures, rows, picture, TITLES, tables, notes)
 
 
 def _markdown(figures: Mapping[str, Any]) -> str:

@@ -77,13 +77,16 @@ def commands(answer: Recommendation, data: str | None, facts: Facts | None) -> l
         new = where if where and (facts is None or facts.test or answer.query.normals == 0) else "NEW"
         good = f" --good {where or 'GOOD'}" if answer.query.normals else ""
         return [f"anomalens rules run RULES.yaml {new}{good}"]
+    method = f"--method {choice.name}"
+    if registry.card(choice.name).family == "language-model":
+        method += " --set base_url=URL --set model=NAME"  # its server; there is no default
     if answer.query.normals == 0:
-        return [f"anomalens inspect {where or 'NEW'} --method {choice.name}"]
+        return [f"anomalens inspect {where or 'NEW'} {method}"]
     if facts is None or facts.normals < 2:
-        return [f"anomalens inspect NEW --good {where or 'GOOD'} --method {choice.name}"]
+        return [f"anomalens inspect NEW --good {where or 'GOOD'} {method}"]
     if facts.test:
-        return [f"anomalens inspect {where} --good {where} --method {choice.name}"]
-    return [f"anomalens fit {where} --method {choice.name} --out model", "anomalens predict model NEW"]
+        return [f"anomalens inspect {where} --good {where} {method}"]
+    return [f"anomalens fit {where} {method} --out model", "anomalens predict model NEW"]
 
 
 def lines(answer: Recommendation, facts: Facts | None, following: list[str]) -> list[str]:

@@ -38,12 +38,12 @@ from ..reasoning.parsers import Parser
 from ..reasoning.parsers.annotations import StatedReason
 from ..reasoning.rules import RuleSet, problems
 from ..reasoning.sandbox import Executor, Finding
-from ..reasoning.scene import Scene, Stats, statistics
+from ..reasoning.scene import Box, Scene, Stats, statistics
 from ..types import Sample
 from .judges import Claim, Judge, kappa
 from .verdicts import POOLED, Figures, compare
 
-SCHEMA = "anomalens.logibench/1"
+SCHEMA = "anomalens.logibench/2"
 RESULTS = "logibench.jsonl"
 ATTEMPTS, REPAIRS = 10, 3
 MEAN = "mean"  # of the categories, each counting the same
@@ -113,7 +113,8 @@ def _spread(samples: list[Sample], most: int) -> list[Sample]:
 class Judged:
     """What a program said of one picture, and what is true.
 
-    status: ok; what an Outcome may be; no_program (none was accepted); unreadable (the picture).
+    status: ok; what an Outcome may be; no_program (none was accepted); unreadable (the picture). seen: id, label and box of
+    each object of the scene that the program was given.
     """
 
     id: str
@@ -123,6 +124,7 @@ class Judged:
     findings: tuple[Finding, ...] = ()
     reasons: tuple[StatedReason, ...] = ()
     labels: tuple[str, ...] = ()
+    seen: tuple[tuple[int, str, Box], ...] = ()
 
     @property
     def anomalous(self) -> bool | None:
@@ -141,7 +143,8 @@ class Judged:
         ]
         reasons = tuple(StatedReason(**reason) for reason in row["reasons"])
         labels = tuple(row["labels"])
-        return cls(row["id"], row["category"], row["label"], row["status"], tuple(found), reasons, labels)
+        seen = tuple((number, label, tuple(box)) for number, label, box in row["seen"])
+        return cls(row["id"], row["category"], row["label"], row["status"], tuple(found), reasons, labels, seen)
 
 
 # --- running -----------------------------------------------------------------------------------------------------
@@ -265,7 +268,8 @@ def _judge(task: Task, parser: Parser | None, program: Any, stats: Stats, sample
     except Unreadable:
         return replace(blank, status="unreadable")
     outcome = program.run(logicode.for_program(scene, task.ruleset, stats))
-    return replace(blank, status=outcome.status, findings=outcome.findings)
+    seen = tuple((thing.id, thing.label, thing.bbox) for thing in scene.objects)
+    return replace(blank, status=outcome.status, findings=outcome.findings, seen=seen)
 
 
 def _fitted(task: Task) -> Parser:

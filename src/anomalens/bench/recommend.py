@@ -529,8 +529,8 @@ def setting_used(query: Query, card: Card) -> str:
 
 
 def _advice(q: Query, proposal: Choice | None, cards: Mapping[str, Card]) -> Iterator[str]:
-    if "text" in q.need and "customizable-vlm" in cards:
-        yield "customizable-vlm as a second stage puts what was flagged into words"
+    if "text" in q.need and "customizable-vlm" in cards and (proposal is None or proposal.name != "customizable-vlm"):
+        yield "customizable-vlm as a second stage puts what was flagged into words: --explain --base-url URL --model NAME"
     if proposal is None:
         return
     chosen = cards[proposal.name]

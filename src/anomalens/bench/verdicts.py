@@ -138,21 +138,26 @@ def _iou(a: Sequence[float], b: Sequence[float]) -> float:
     return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
 
 
-def official_items(root: str | Path) -> list[dict[str, Any]]:
+def official_items(root: str | Path, *, clean: bool = False) -> list[dict[str, Any]]:
     """The items that the code of Customizable-VLM judges, made anew from a folder of MVTec AD.
 
     Each has object_type, defect_img_path (what is judged), good_img_path, label (1 is normal) and defect_type; paths are
     relative to `root`. The reference of every item of a category is its first good *test* picture, which is also an
-    item itself: figures on this list compare 15 of 1725 pictures with themselves. `CustomizableVLM.fit` on pictures to
-    learn from is the clean way.
+    item itself: figures on this list compare 15 of 1725 pictures with themselves.
+
+    clean: take the first picture of train/good as the reference instead, so that nothing is compared with itself.
 
     Raises:
-        WrongInput: there is no <category>/test/good/000.png.
+        WrongInput: there is no <category>/test/good/000.png, or a category has no picture in train/good.
     """
     root = Path(root)
     items: list[dict[str, Any]] = []
     for test in sorted(p for p in root.glob("*/test") if (p / "good" / "000.png").exists()):
-        reference = (test / "good" / "000.png").relative_to(root).as_posix()
+        good = test.parent / "train" / "good" if clean else test / "good"
+        first = min((p for p in good.glob("*") if p.suffix.lower() in PIXELS), default=None)
+        if first is None:
+            raise WrongInput(f"{good} holds no picture to compare with; the clean list needs MVTec AD's training part.")
+        reference = first.relative_to(root).as_posix()
         for path in sorted(p for p in test.glob("*/*") if p.suffix.lower() in PIXELS):
             kind = path.parent.name
             items.append({

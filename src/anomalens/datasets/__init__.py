@@ -20,6 +20,7 @@ from ..types import DatasetCard, Sample
 
 if TYPE_CHECKING:
     from .folder import Folder
+    from .json_lines import JsonLines
 
 
 class Dataset(Protocol):
@@ -55,15 +56,17 @@ def reader(name: str) -> type[Dataset]:
     return registry.module("datasets", "dataset", name).DATASET
 
 
-def open_folder(path: str | os.PathLike[str]) -> Folder:
-    """Understand a folder of pictures, or a .csv table of them: train(), test(), samples(), describe().
+def open_folder(path: str | os.PathLike[str]) -> Folder | JsonLines:
+    """Understand a folder of pictures, a .csv table of them, or a .jsonl list: train(), test(), samples(), describe().
 
     Raises:
         WrongInput: no such path, no pictures, a table or masks that do not fit the pictures.
     """
     from .folder import Folder  # here, so that names() and card() load no numpy
+    from .json_lines import ENDINGS, JsonLines
 
-    folder = Folder(Path(path))
+    listed = Path(path).suffix.lower() in ENDINGS and Path(path).is_file()
+    folder = JsonLines(Path(path)) if listed else Folder(Path(path))
     folder.describe()  # looks at the folder now, so that errors come from here
     return folder
 

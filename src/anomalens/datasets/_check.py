@@ -113,7 +113,7 @@ def _readable(view: View, decode: bool) -> bool:
         elif view.path is not None:
             if Path(view.path).stat().st_size == 0:
                 return False
-            if view.name != "points":  # Pillow cannot open clouds
+            if view.name not in ("points", "series"):  # Pillow cannot open clouds and curves
                 with Image.open(view.path) as image:
                     image.verify()
     except (WrongInput, OSError, ValueError, SyntaxError, EOFError):
@@ -122,7 +122,8 @@ def _readable(view: View, decode: bool) -> bool:
 
 
 def _mask_by_header(sample: Sample) -> str:
-    path, picture = sample.mask.path if sample.mask else None, sample.views["image"].path
+    path = sample.mask.path if sample.mask else None
+    picture = sample.views["image"].path if "image" in sample.views else None
     if path is None or picture is None:
         return ""
     try:

@@ -11,7 +11,9 @@ its reasons. Pictures leave this machine only for the server that is named in `b
 from __future__ import annotations
 
 import math
+import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -259,13 +261,16 @@ class CustomizableVLM(Detector):
     def category_of(self, sample: Sample) -> str:
         return "" if self.object else sample.category
 
+    def called(self, sample: Sample) -> str:
+        """What the model is told that the thing is called; the number of a group (`nut/2`) is no part of it."""
+        named = replace(sample, category=re.sub(r"(^|/)\d+$", "", sample.category))
+        return name_of(named, self.object).replace("_", " ")
+
     def recall(self, sample: Sample, shown: Shown, sent: Picture) -> list[tuple[str, dict[str, Any]]]:
         """(label, reference) to show beside a sample.
 
-        A reference that is the sample itself is left out with a warning; compat="official" shows it, as its code does.
-
-        Raises:
-            WrongInput: there are references, none of them of the sample's category.
+        A reference that is the sample itself is left out with a warning; compat="official" shows it, as its code does. A
+        sample of a category without references, where others have some, is judged without, with a warning.
         """
         if not self.kept or not self.use_references:
             return []
@@ -273,10 +278,12 @@ class CustomizableVLM(Detector):
         if category not in self.kept:
             if len(self.kept) > 1 or (category and "" not in self.kept):
                 known = ", ".join(k or "samples without a category" for k in self.kept)
-                raise WrongInput(
-                    f"sample {sample.id} is of the category {category or 'without a name'!r}, and there are references of "
-                    f"{known}; fit with references of it too, or set use_references=False."
+                warnings.warn(
+                    f"samples of the category {category or 'without a name'!r} are judged without references, which are of "
+                    f"{known}; fit with some of it too, or set object to share them.",
+                    stacklevel=2,
                 )
+                return []
             category = next(iter(self.kept))
         parts = self.kept[category]
         normal, abnormal = list(parts.get("normal", ())), list(parts.get("abnormal", ()))
@@ -308,7 +315,7 @@ class CustomizableVLM(Detector):
         say = prompts.load(TEXTS)
         sent = Picture.of(shown.picture, longest=self.longest)
         references = self.recall(sample, shown, sent)
-        name = name_of(sample, self.object).replace("_", " ")
+        name = self.called(sample)
         if self.compat == "official":
             if not references:
                 raise WrongInput("compat='official' compares with a normal picture; call fit(samples) with one first.")
@@ -334,10 +341,9 @@ class CustomizableVLM(Detector):
             blocks.append(task)
         if self.use_context and self.level != "task":
             count = len(getattr(shown, "cells", ()))
-            blocks += [
-                prompts.fill(say["class"], object=name),
-                prompts.fill(say["shows"][shown.kind], count=str(count)),
-            ]
+            sides = prompts.fill(say["sides"]["many" if count > 1 else "one"], count=str(count))
+            seen = {"count": str(count), "sides": sides, "surface": say["surface"][self.surface]}
+            blocks += [prompts.fill(say["class"], object=name), prompts.fill(say["shows"][shown.kind], **seen)]
             if self.level == "expert" and self.context:
                 blocks.append(self.context.strip())
         if self.use_rules and self.level == "expert":
@@ -485,8 +491,9 @@ class CustomizableVLM(Detector):
     def reasons(
         self, reasoning: str, defects: Sequence[Defect], shown: Shown, marks: Sequence[Region] = ()
     ) -> tuple[Reason, ...]:
-        """What was said as a whole, then each defect with its place."""
+        """What was said as a whole, then each defect with its place; of several views, how the defects divide over them."""
         found = [Reason(reasoning, self.name())] if reasoning else []
+        views: Counter[str] = Counter()
         for defect in defects:
             number = defect.mark if defect.mark is not None and 1 <= defect.mark <= len(marks) else None
             place = shown.place(defect.box) if defect.box else None
@@ -495,6 +502,11 @@ class CustomizableVLM(Detector):
             found.append(
                 Reason(": ".join([words[0], ", ".join(words[1:])]) if words[1:] else words[0], self.name(), box)
             )
+            if place and shown.kind in ("video", "lights"):
+                views[place.words] += 1
+        if views:
+            shares = {name.replace(" ", "_"): count / views.total() for name, count in views.items()}
+            found.append(Reason(f"found in {', '.join(views)}", self.name(), shares=shares))
         return tuple(found)
 
     def cost(self, samples: Iterable[Sample]) -> Usage:
@@ -583,7 +595,7 @@ def _explained(
     task = prompts.fill(say["explain_task"])
     if marks:
         task += "\n" + prompts.fill(say["explain_marks"], count=str(len(marks)))
-    before = vlm.instructions(name_of(sample, vlm.object).replace("_", " "), shown, len(references) > 0, task)
+    before = vlm.instructions(vlm.called(sample), shown, len(references) > 0, task)
     pictures = [*vlm.captioned(references), say["caption_test"], sent]
     if marks:
         copy = Picture.of(marked(shown.picture, marks), longest=vlm.longest)

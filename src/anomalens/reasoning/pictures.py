@@ -26,7 +26,7 @@ from ..images import resize, to_8bit
 from ..regions import find_regions
 from ..types import Region, Sample, View
 from .answers import GRID, Box
-from .point_clouds import FRONT, NINE, Mode, Rendering, points_in, render
+from .point_clouds import FRONT, NINE, Mode, Rendering, camera_axes, points_in, render
 
 Kind = Literal["image", "points", "video", "series", "lights"]
 PixelBox = tuple[int, int, int, int]
@@ -313,6 +313,25 @@ def cloud(sample: Sample, sides: int = 9, surface: Mode = "shaded", without_plan
         raise WrongInput(f"sample {sample.id}: {error}") from None
     whole, cells = _grid([v.picture for v in views], [str(i + 1) for i in range(len(views))] if sides > 1 else [""])
     return Cloud(whole, cells, tuple(views), (points.shape[0], points.shape[1]) if points.ndim == 3 else None)
+
+
+def on_its_grid(sample: Sample) -> np.ndarray:
+    """(h, w, 3) uint8, for people: a cloud or curves drawn so that maps and boxes on them have their places.
+
+    An organised cloud by its depth, near is bright and what is missing white; others as they are sent.
+
+    Raises:
+        WrongInput: see `show`.
+    """
+    points = sample.image("points") if "points" in sample.views else np.empty(0)
+    if points.ndim != 3:
+        return to_8bit(show(sample).picture)
+    valid = np.asarray(np.isfinite(points).all(axis=2) & points.any(axis=2))
+    towards = -1 if camera_axes(points, valid) else 1
+    depth = np.where(valid, towards * points[..., 2].astype(np.float64), np.nan)
+    low, high = np.nanquantile(depth, (0.02, 0.98)) if np.isfinite(depth).any() else (0.0, 1.0)
+    grey = np.clip((depth - low) / max(high - low, 1e-12), 0, 1) * 200 + 30
+    return np.repeat(np.nan_to_num(grey, nan=255.0).astype(np.uint8)[..., None], 3, axis=2)
 
 
 # Clips.

@@ -71,7 +71,7 @@ def render(
         raise WrongInput(f"rendering {points.shape} points in rgb needs colours of the same shape; use mode='shaded'.")
     with np.errstate(over="ignore"):
         valid = np.isfinite(points).all(axis=-1) & (points != 0).any(axis=-1)
-    if points.ndim == 3 and _camera_axes(points, valid):
+    if points.ndim == 3 and camera_axes(points, valid):
         points = points * [1, -1, -1]
     if without_plane and valid.sum() >= 3:
         valid &= ~_ground(points, valid)
@@ -273,7 +273,7 @@ def _unit(normals: np.ndarray) -> np.ndarray:
     return np.where(unit[..., 2:] < 0, -unit, unit)
 
 
-def _camera_axes(points: np.ndarray, valid: np.ndarray) -> bool:
+def camera_axes(points: np.ndarray, valid: np.ndarray) -> bool:
     """Whether y grows from row to row, as in the axes of a camera."""
     both = valid[1:] & valid[:-1]
     return bool(both.any()) and float(np.median((points[1:] - points[:-1])[both][:, 1])) > 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from click.testing import CliRunner
 from anomalens.apps.cli import main
 from tests.support import mini_loco
 from tests.support.chat_server import ScriptedChatServer
+from tests.unit.apps.test_bench_report import Page
 
 CATEGORY = "screw_bag"
 BLOBS = {
@@ -59,6 +62,55 @@ def test_typed_rules_on_true_scenes_and_on_those_of_a_parser(root, tmp_path):
     found = list(csv.DictReader((out / "claims-oracle.csv").read_text().splitlines()))
     assert len(found) == 4
     assert found[0]["verdict"] == ""
+    assert f"Report: {out / 'index.html'}" in run.stdout
+
+
+def test_the_page_shows_what_was_seen_said_and_true(root, tmp_path):
+    """Rules that have one washer too many in mind: false alarms, a miss, and right verdicts for another reason."""
+    strange = {
+        **mini_loco.RULES[CATEGORY],
+        "rules": [{"count": "washer", "exactly": 3}, {"count": "nut", "exactly": 2}],
+    }
+    (tmp_path / "strange.yaml").write_text(yaml.safe_dump(strange))
+    how = ("--logibench", root, "--rules", tmp_path / "strange.yaml", "--mode", "oracle", "--out", tmp_path / "out")
+    bench(*how)
+    text = (tmp_path / "out" / "index.html").read_text()
+    page = Page(text)
+    assert "<script" not in text
+    assert "http" not in re.sub(r'http-equiv="[^"]*"', "", text)
+    assert "Judged rightly: 3 of 6 by true scenes" in page.text
+    assert page.text.count("false alarm") == 2
+    assert page.text.count("missed") == 1  # the picture with three washers
+    assert "quantity: 3 washers instead of 2" in page.text
+    assert "washer: 2 in the picture, expected exactly 3" in page.text
+    assert page.text.count("another reason") == 3
+    shown = [a["aria-label"] for a in page.all("svg") if a.get("role") == "img"]
+    assert len(shown) == text.count("data:image/jpeg") == 6
+    assert shown[0].endswith(": 7 objects seen, 0 places named")  # what was missed comes first
+    assert shown[1].endswith("test/good/000.png: 6 objects seen, 1 places named")
+    assert len(page.all("caption")) == len(page.all("table")) == 2
+    assert all(th.get("scope") in ("col", "row") for th in page.all("th"))
+    bench(*how)
+    assert (tmp_path / "out" / "index.html").read_text() == text
+
+
+def test_the_page_counts_failures_and_outlives_lost_pictures(root, tmp_path):
+    pytest.importorskip("httpx")
+    copy = tmp_path / "copy"
+    shutil.copytree(root, copy)
+    how = ("--logibench", copy, "--rules", copy / "rules", "--mode", "oracle", "--out", tmp_path / "out", "--judge", "llm",
+           "--model", "scripted", "--attempts", 1)  # fmt: skip
+    with ScriptedChatServer(lambda request: "No <b>idea</b>.") as server:
+        run = bench(*how, "--base-url", server.url, "--cache", tmp_path / "answers")
+        for path in (copy / CATEGORY / "test").rglob("*.png"):
+            path.write_bytes(b"lost")
+        bench(*how, "--base-url", server.url, "--cache", tmp_path / "answers")
+    assert "pictures without a verdict, which count as wrong" in run.stdout
+    text = (tmp_path / "out" / "index.html").read_text()
+    assert "no verdict (no program)" in text
+    assert "no_code 1" in text
+    assert "the picture cannot be read" in text
+    assert "data:image" not in text
 
 
 def test_people_judge_what_was_written_for_them(root, tmp_path):

@@ -18,6 +18,7 @@ from anomalens.apps.cli import main
 from anomalens.bench.recommend import Query, recommend
 from anomalens.datasets.procedural import Procedural
 from anomalens.types import Card
+from tests.support.chat_server import ScriptedChatServer
 from tests.unit.spec_cards import CARDS
 
 ROOT = Path(__file__).parents[3]
@@ -61,6 +62,20 @@ def test_what_it_says_to_type_runs(cloth, tmp_path, monkeypatch):
         text = run("recommend", *arguments, "--gpu", "none").stdout
         command = next(line for line in text.splitlines() if "$ anomalens" in line).partition("$ anomalens ")[2]
         assert run(*shlex.split(command)).exit_code == 0
+
+
+def test_a_model_behind_a_server_is_asked_with_the_address_filled_in(cloth, tmp_path, monkeypatch):
+    pytest.importorskip("httpx")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ANOMALENS_CACHE", str(tmp_path / "cache"))
+    how = ("--anomaly", "semantic", "--need", "score", "--need", "text")
+    verdict = '{"reasoning": "fine", "anomalous": false, "confidence": 90, "defects": []}'
+    with ScriptedChatServer(lambda request: verdict) as server:
+        for arguments in ((cloth,), (cloth / "train",), (cloth / "test", "--normals", 0)):
+            text = run("recommend", *arguments, *how).stdout
+            command = next(line for line in text.splitlines() if "$ anomalens" in line).partition("$ anomalens ")[2]
+            assert "--method customizable-vlm --set base_url=URL --set model=NAME" in command
+            assert run(*shlex.split(command.replace("URL", server.url))).exit_code == 0
 
 
 def test_the_text_is_short_and_complete(cloth):

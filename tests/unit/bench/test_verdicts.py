@@ -103,6 +103,15 @@ def test_the_official_items(tmp_path):
     }  # fmt: skip
     with pytest.raises(WrongInput, match="MVTec AD"):
         official_items(tmp_path / "bottle")
+    with pytest.raises(WrongInput, match="train/good holds no picture to compare with"):
+        official_items(tmp_path, clean=True)
+    for name in COUNTS:
+        (tmp_path / name / "train" / "good").mkdir(parents=True)
+        (tmp_path / name / "train" / "good" / "007.png").touch()
+    clean = official_items(tmp_path, clean=True)
+    assert [{**item, "good_img_path": ""} for item in clean] == [{**item, "good_img_path": ""} for item in items]
+    assert {item["good_img_path"] for item in clean} == {f"{name}/train/good/007.png" for name in COUNTS}
+    assert not any(item["defect_img_path"] == item["good_img_path"] for item in clean)
 
 
 def test_boxes_that_meet_defects():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from anomalens.datasets import names
+from anomalens.datasets import card, names
 
 ROOT = Path(__file__).parents[3]
 
@@ -18,3 +18,10 @@ def test_the_table_of_data_sets_is_up_to_date():
     assert table.BEGIN in text
     assert table.renewed(text) == text, "run python scripts/datasets_table.py"
     assert all(f"| `{name}` |" in text for name in names())
+
+
+def test_readme_counts_the_public_data_sets():
+    """Those of others: neither drawn nor the user's own."""
+    public = [name for name in names() if card(name).home and card(name).licence != "yours"]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"of {len(public)} public data sets" in text

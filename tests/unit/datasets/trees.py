@@ -426,3 +426,18 @@ def labelme(root: Path) -> Tree:
     shapes("03")
     given = {"root": root, "anomalous": ("scratch", "dent")}
     return Tree(given, 4, 2, 2, root.name, categories=(root.name,), defects=frozenset({"scratch", "dent"}))
+
+
+def json_lines(root: Path) -> Tree:
+    pictures(root / "good", ["0.png", "1.png"])
+    pictures(root / "new", ["fine.png", "torn.png", "worn.png"])
+    masks(root / "masks", ["torn.png", "worn.png"])
+    both = {"modality": "image", "references": ["good/0.png", "good/1.png"], "category": "nut"}
+    lines = [
+        {**both, "id": "new/fine", "paths": ["new/fine.png"], "label": 0},
+        {**both, "id": "new/torn", "paths": "new/torn.png", "label": 1, "defect": "tear", "mask": "masks/torn.png"},
+        {**both, "id": "new/worn", "paths": "new/worn.png", "defect": "wear", "mask": "masks/worn.png"},
+    ]
+    (root / "items.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n", encoding="utf-8")
+    defects = frozenset({"tear", "wear"})
+    return Tree({"root": root}, 2, 1, 2, "nut", categories=("nut",), defects=defects)

@@ -146,6 +146,9 @@ def test_every_kind_of_data_is_judged_rightly(kind):
             assert kind == "points" or abs(y1 - 8 - spot) <= 3  # a box on a turned view is wider than the spot
         elif grid:
             assert not p.map.any()
+    shares = [dict(r.shares) for r in predictions[5].reasons if r.shares]  # which view the page is to show
+    frames = {"frame_12": 0.25, "frame_14": 0.25, "frame_16": 0.25, "frame_18": 0.25}
+    assert shares == {"video": [frames], "lights": [{"light_2": 1.0}]}.get(kind, [])
     bad = predictions[5].reasons[1]
     assert {"video": "frame", "series": "from", "points": "view", "lights": "light 2", "image": "red"}[kind] in bad.text
 
@@ -181,6 +184,21 @@ def test_a_drawn_cloud_reaches_the_server(server):
     (request,) = server.requests
     assert [p.size for _, p in request.pictures] == [(1024, 1024)]
     assert "from 9 sides" in "\n".join(request.texts)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "rendered without its real colours from 9 sides. The views are numbered"),
+        ({"surface": "rgb"}, "rendered in its real colours from 9 sides."),
+        ({"surface": "depth", "sides": 1}, "rendered as depth, the nearer the brighter, from the front. White is"),
+    ],
+)
+def test_what_is_said_of_a_rendering_is_true(settings, words):
+    model = Recorder(NORMAL)
+    points, colours = cloud(0)
+    list(al.create("vlm", model=model, **settings).predict([sample("scan", points=points, image=colours)]))
+    assert words in " ".join(model.text.split())
 
 
 # 2. Noise.
@@ -367,8 +385,11 @@ def test_each_category_has_its_own_references():
     (first, _) = [p for p in model.asked[0][0].parts if isinstance(p, Picture)]
     assert first == Picture.of(picture(1))
     assert "called: pill" in model.text
-    with pytest.raises(WrongInput, match="category 'rope', and there are references of nut, pill"):
+    with pytest.warns(UserWarning, match=r"category 'rope' are judged without references.* of nut, pill"):
         list(detector.predict([sample("y", category="rope", image=picture(5))]))
+    assert len([p for p in model.asked[1][0].parts if isinstance(p, Picture)]) == 1
+    list(detector.predict([sample("z", category="pill/12", image=picture(5))]))
+    assert "called: pill." in model.text  # a number of a group is no part of the name
 
 
 def test_saved_without_model_and_key(tmp_path, monkeypatch, server):

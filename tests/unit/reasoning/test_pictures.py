@@ -19,6 +19,7 @@ from anomalens.reasoning.pictures import (
     kind_of,
     likeness,
     marked,
+    on_its_grid,
     plot,
     show,
     spread,
@@ -476,3 +477,19 @@ def test_likeness_knows_colour_and_layout():
     assert to[1] < to[3] <= 2
     assert likeness(red).shape == (64 + 1024,)
     assert likeness(red)[:64].sum() == pytest.approx(1)
+
+
+def test_clouds_and_curves_for_people_lie_on_their_grid():
+    y, x = np.mgrid[-1:1:20j, -1:1:30j]
+    z = np.where((np.abs(x) < 0.3) & (np.abs(y) < 0.3), 1.0, 0.5)  # towards the viewer, y upwards
+    points = np.stack([x, -y, z], -1)
+    points[0, 0] = 0  # missing
+    shown = on_its_grid(sample(points=points))
+    assert shown.shape == (20, 30, 3)
+    assert shown.dtype == np.uint8
+    assert (shown[10, 15] > shown[2, 2]).all()
+    assert (shown[0, 0] == 255).all()
+    camera = np.stack([x, y, -z], -1)  # the same in the axes of a camera: a small z is near
+    assert (on_its_grid(sample(points=camera))[10, 15] > on_its_grid(sample(points=camera))[2, 2]).all()
+    assert np.array_equal(on_its_grid(sample(series=np.arange(9.0))), plot(np.arange(9.0)).picture)
+    assert on_its_grid(sample(points=points.reshape(-1, 3))).shape == (1352, 1352, 3)  # nine views
