@@ -163,3 +163,16 @@ def _roots(count: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         apart = a != b
         a, b = a[apart], b[apart]
     return parent
+
+
+def otsu(grey: np.ndarray) -> int:
+    """The value t that best splits uint8 values into those up to t and those above: largest variance between the two.
+
+    Otsu 1979, https://doi.org/10.1109/TSMC.1979.4310076
+    """
+    counts = np.bincount(grey.ravel(), minlength=256).astype(np.float64)
+    share = np.cumsum(counts) / grey.size  # of values up to t
+    sums = np.cumsum(counts * np.arange(256)) / grey.size
+    rest = share * (1 - share)
+    apart = np.divide((sums[-1] * share - sums) ** 2, rest, out=np.zeros(256), where=rest > 1e-12)
+    return int(apart.argmax())

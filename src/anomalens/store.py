@@ -42,7 +42,10 @@ def save(detector: Detector, folder: str | os.PathLike[str]) -> Path:
     content = {"format": FORMAT, "anomalens": __version__, "numpy": np.__version__, **pack(detector, "", arrays)}
 
     def write(target: Path) -> None:
-        save_file(arrays, target / "arrays.safetensors")
+        try:
+            save_file(arrays, target / "arrays.safetensors")
+        except safetensors.SafetensorError as error:  # how safetensors passes on what the system said
+            raise CannotWrite(f"{folder} cannot be written: {error}; nothing that was there is lost.") from error
         (target / "detector.json").write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")
 
     replace_folder(folder, write)

@@ -141,6 +141,19 @@ def test_a_failed_save_keeps_the_old_one(saved, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
+def test_a_disk_that_is_really_full(saved, tmp_path):
+    resource = pytest.importorskip("resource", reason="needs a limit on file sizes, which this system has not")
+    detector = al.load(saved)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))
+        with pytest.raises(CannotWrite, match=r"cannot be written.*nothing that was there is lost"):
+            al.save(detector, tmp_path / "m")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert not list(tmp_path.iterdir())
+
+
 def test_write_atomic(tmp_path):
     files.write_atomic(tmp_path / "a" / "b.txt", "one")
     files.write_atomic(tmp_path / "a" / "b.txt", b"two")

@@ -14,10 +14,9 @@ from PIL import Image
 
 from ..errors import NotMade, WrongInput
 from ..parts.grids import blur_matrix
-from ..regions import label
+from ..regions import label, otsu
 from ._maker import grow
 from ._shapes import ellipse
-from .perlin import otsu
 
 IGNORED = 255  # in a mask, where nobody knows; 1 is anomalous
 BLUR = 2.0  # pixels, before pictures are compared

@@ -20,6 +20,7 @@ import numpy as np
 
 from ..errors import NotMade, WrongInput
 from ..images import read_mask, resize, to_8bit, to_float
+from ..regions import otsu
 from ..types import Sample, View
 
 SMALLEST = 16  # pixels on the short side of a picture
@@ -272,8 +273,6 @@ def where_allowed(where: str, pictures: Mapping[str, np.ndarray], name: str) -> 
                 f"{first.shape[0]}; give a mask of the same size, or 'bright' or 'dark'."
             )
         return mask
-    from .perlin import otsu
-
     height, width = first.shape[:2]
     factor = max(1.0, max(height, width) / COARSE)
     coarse = resize(to_8bit(first), (round(height / factor), round(width / factor)))  # without it noise has holes

@@ -25,6 +25,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from ..datasets import _draw
 from ..errors import NotMade, WrongInput
 from ..images import SUFFIXES, read_image, resize, to_8bit, to_float
+from ..regions import otsu
 from ..types import MakerCard
 from ._maker import Change, Draft, Maker, blend
 from ._shapes import fitted
@@ -223,21 +224,11 @@ def turned(plane: np.ndarray, degrees: float, fill: float = 0.0) -> np.ndarray:
 def foreground(image: np.ndarray, side: Literal["bright", "dark"]) -> np.ndarray:
     """(H, W) bool: the brighter or darker part of a picture, split by Otsu's threshold of its grey values.
 
-    image: (H, W, 3) in [0, 1]. Otsu 1979, https://doi.org/10.1109/TSMC.1979.4310076
+    image: (H, W, 3) in [0, 1].
     """
     grey = np.rint(image @ np.array([0.299, 0.587, 0.114], image.dtype) * 255).clip(0, 255).astype(np.uint8)
     bright = grey > otsu(grey)
     return bright if side == "bright" else ~bright
-
-
-def otsu(grey: np.ndarray) -> int:
-    """The value t that best splits uint8 values into those up to t and those above: largest variance between the two."""
-    counts = np.bincount(grey.ravel(), minlength=256).astype(np.float64)
-    share = np.cumsum(counts) / grey.size  # of values up to t
-    sums = np.cumsum(counts * np.arange(256)) / grey.size
-    rest = share * (1 - share)
-    apart = np.divide((sums[-1] * share - sums) ** 2, rest, out=np.zeros(256), where=rest > 1e-12)
-    return int(apart.argmax())
 
 
 # --- textures ---------------------------------------------------------------------------------------------------------
