@@ -114,11 +114,14 @@ def create(name: str, **settings: Any) -> Detector:
     return cls(**settings)
 
 
+LEAST = {"image_size": 1, "batch_size": 1, "threads": 1, "seed": 0}  # of settings that most methods share
+
+
 def check_settings(name: str, cls: type, settings: Mapping[str, Any]) -> None:
-    """Refuse settings that a dataclass does not have, or that are of another type.
+    """Refuse settings that a dataclass does not have, of another type, or below what they can be (LEAST).
 
     Raises:
-        UnknownName: no such setting; the message names the nearest ones. WrongInput: a setting of the wrong type.
+        UnknownName: no such setting; the message names the nearest ones. WrongInput: a setting of the wrong type or size.
     """
     hints = setting_types(cls)
     for key, value in settings.items():
@@ -126,6 +129,8 @@ def check_settings(name: str, cls: type, settings: Mapping[str, Any]) -> None:
             raise unknown(f"setting of {name}", key, hints)
         if not _fits(value, hints[key]):
             raise WrongInput(f"{name} setting {key}={value!r} is not of type {_spell(hints[key])}.")
+        if key in LEAST and isinstance(value, int) and value < LEAST[key]:
+            raise WrongInput(f"{name} setting {key} is {LEAST[key]} or more; got {value}.")
 
 
 def class_of(name: str) -> type[Detector]:

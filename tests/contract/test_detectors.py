@@ -11,7 +11,7 @@ import pytest
 
 import anomalens as al
 from anomalens import datasets
-from anomalens.detector import Detector, setting_types
+from anomalens.detector import LEAST, Detector, setting_types
 from anomalens.errors import NotFitted, UnknownName, WrongInput
 from anomalens.registry import module
 from anomalens.types import Card, Sample, View
@@ -257,6 +257,9 @@ def test_settings_are_checked(name):
         if hint is int:
             with pytest.raises(WrongInput, match=key):
                 al.create(name, **{key: "many"})
+        if key in LEAST:
+            with pytest.raises(WrongInput, match=f"{key} is {LEAST[key]} or more; got {LEAST[key] - 1}"):
+                al.create(name, **{key: LEAST[key] - 1})
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -148,7 +148,7 @@ class Lines:
         now = time.monotonic()
         if row is None:
             self.before = done
-            say(f"{total} cells" + (f", {done} of them done earlier" if done else ""))
+            say(f"{total} cell{'s' * (total != 1)}" + (f", {done} of them done earlier" if done else ""))
             return
         if row["status"] == "failed":
             say(f"{what(row)}: {row['error']}")

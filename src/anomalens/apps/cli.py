@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import click
 
 from .. import __version__
-from ..errors import AnomalensError
+from ..errors import AnomalensError, MissingExtra
+from ..registry import PACKAGE
 
 REJECTED = 3  # exit code of --fail-on when something was found
 INCOMPLETE = 4  # exit code of bench when cells failed
+GO_ON = ("inspect", "fit", "predict", "demo", "bench", "stress", "rules", "train-aux")  # stopped, they keep their work
+EXTRAS = {
+    "torch": "torch", "torchvision": "torch", "timm": "torch", "onnx": "torch", "onnxscript": "torch",
+    "open_clip": "clip", "diffusers": "diffusion", "transformers": "diffusion", "httpx": "llm",
+}  # fmt: skip
 
 
 class Sentence(click.ClickException):
@@ -28,14 +37,43 @@ class Sentence(click.ClickException):
 class Main(click.Group):
     """Turns our errors into a sentence and exit code 2; a bug keeps its traceback."""
 
+    group_class = type  # groups below it list their commands as it does
+
     def invoke(self, context: click.Context) -> Any:
         try:
-            return super().invoke(context)
+            with warnings.catch_warnings():
+                warnings.showwarning = _said(warnings.showwarning)
+                return super().invoke(context)
         except AnomalensError as error:
             raise Sentence(str(error)) from error
+        except ModuleNotFoundError as error:
+            extra = EXTRAS.get((error.name or "").partition(".")[0])
+            if extra is None:
+                raise
+            needs = f"this needs {error.name}, which is not installed"
+            raise Sentence(f"{needs}: pip install 'anomalens[{extra}]'.") from error
         except KeyboardInterrupt:
-            click.echo("anomalens: stopped; run the same command again to go on where it stopped.", err=True)
+            kept = context.find_root().invoked_subcommand in GO_ON
+            more = "; run the same command again to go on where it stopped" if kept else ""
+            click.echo(f"anomalens: stopped{more}.", err=True)
             context.exit(130)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """In the order of their use, each with its whole first sentence."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, one.get_short_help_str(200)) for name, one in self.commands.items()])
+
+
+def _said(usual: Callable[..., None]) -> Callable[..., None]:
+    """Our own warnings as a sentence; those of other libraries as Python shows them."""
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *more: Any) -> None:
+        if issubclass(category, UserWarning) and PACKAGE in Path(filename).parents:
+            click.echo(f"anomalens: {message}", err=True)
+        else:
+            usual(message, category, filename, *more)
+
+    return show
 
 
 def options(*names: str) -> Callable[[Any], Any]:
@@ -50,12 +88,13 @@ def options(*names: str) -> Callable[[Any], Any]:
         "roi": click.option("--roi", type=click.Path(), metavar="MASK",
                             help="Picture whose non-zero pixels are the region of interest."),
         "memory": click.option("--limit-memory", metavar="SIZE", help="Memory that fitting may hold, e.g. 2GB."),
-        "seed": click.option("--seed", type=int, default=0, show_default=True),
+        "seed": click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
         "device": click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
         "set": click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
                             help="Any other setting of the method; `anomalens show NAME` lists them."),
-        "tile": click.option("--tile", type=int, metavar="PIXELS", help="Cut large pictures into overlapping tiles."),
-        "min_area": click.option("--min-area", type=int, default=4, show_default=True, metavar="PIXELS",
+        "tile": click.option("--tile", type=click.IntRange(min=32), metavar="PIXELS",
+                             help="Cut large pictures into overlapping tiles."),
+        "min_area": click.option("--min-area", type=click.IntRange(min=1), default=4, show_default=True, metavar="PIXELS",
                                  help="Smallest region reported."),
         "maps": click.option("--maps/--no-maps", default=True, help="Write maps/*.png.", show_default=True),
         "fail_on": click.option("--fail-on", type=click.Choice(["reject", "review"]),
@@ -98,6 +137,8 @@ def explaining(how: dict[str, Any]) -> Any:
         return None
     from .explain import Explain
 
+    if not dry_run and find_spec("httpx") is None:  # before hours of judging, not after them
+        raise MissingExtra("--explain asks a language model, which needs: pip install 'anomalens[llm]'.")
     return Explain(asked or "", base_url, key_env, context, told, dry_run)
 
 
@@ -408,8 +449,8 @@ def synth(good: str, out: str, as_json: bool, **how: Any) -> None:
     "--maker",
     "makers",
     multiple=True,
-    metavar="NAME",
-    help="What is drawn; may be repeated [default: scratch, stain, perlin].",
+    metavar="NAME,...",
+    help="What is drawn [default: scratch,stain,perlin].",
 )
 @click.option(
     "--size",
@@ -430,6 +471,7 @@ def synth(good: str, out: str, as_json: bool, **how: Any) -> None:
 @click.option(
     "--pictures", type=click.IntRange(min=1), metavar="N", help="Pictures for each size and severity [default: 12]."
 )
+@click.option("--where", metavar="WHERE", help="Only there: bright, dark, or a mask picture.")
 @click.option("--wanted", type=float, metavar="P", help="Probability of detection asked for [default: 0.9].")
 @click.option(
     "--mm-per-pixel", type=float, metavar="MM", help="Scale of the pictures, to say sizes in millimetres too."
@@ -455,6 +497,21 @@ def rules() -> None:
 @click.option("--labels", metavar="NAME,...", help="Parts the rules may speak of [default: what is found].")
 @click.option("--category", metavar="NAME", help="What the product is called [default: the folder].")
 @click.option("--pictures", type=click.IntRange(min=1), default=5, show_default=True, help="Good pictures to send.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=1),
+    default=60,
+    show_default=True,
+    metavar="SECONDS",
+    help="For an answer; a model without a GPU may need 600.",
+)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=2048,
+    show_default=True,
+    help="Of an answer; a model that thinks first may need 8192.",
+)
 @options("model", "base_url", "key_env", "dry_run", "json")
 def draft_rules(good: str, out: str, asked: str | None, as_json: bool, **how: Any) -> None:
     """Have a vision model that sees GOOD pictures propose rules, for you to read and correct."""
@@ -526,7 +583,7 @@ def train_aux_(method: str, data: tuple[str, ...], out: str, as_json: bool, **ho
 def _conclude(summary: dict[str, Any], as_json: bool, fail_on: str | None) -> None:
     click.echo(json.dumps(summary) if as_json else summary["words"])
     counts = summary["counts"]
-    found = counts["reject"] + (counts["review"] if fail_on == "review" else 0)
+    found = counts["reject"] + (counts["review"] + counts["unreadable"] if fail_on == "review" else 0)
     if fail_on and found:
         sys.exit(REJECTED)
 

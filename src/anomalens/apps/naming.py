@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..datasets.folder import BAD, GOOD, MASKS, NEW, SPLITS, Folder
+from ..datasets import open_folder
+from ..datasets.folder import BAD, GOOD, MASKS, NEW, SPLITS
 
 # Folders that hold pictures of anything.
 ANYTHING = NEW | {
@@ -22,7 +23,7 @@ def called(*folders: str | None) -> str:
     test, good, ...) take the name of the folder above, if that holds nothing but such folders.
     """
     given = [folder for folder in folders if folder]
-    if any(any(Folder(folder).categories) for folder in given):
+    if any(any(open_folder(folder).categories) for folder in given):
         return ""
     return next(filter(None, map(name_of_thing, given)), "")
 

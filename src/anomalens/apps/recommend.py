@@ -61,10 +61,11 @@ def auto(new: str | None, good: str | None, device: str = "auto") -> tuple[str, 
         known["gpu"] = "none"
     answer = recommend.recommend(Query(**known))
     choice = answer.ready
+    looked = facts.words() if good else f"{facts.pictures} new picture{'s' * (facts.pictures != 1)} and no good ones"
     if choice is None:
         what = f"{answer.proposal.name} needs {_and(answer.proposal.missing)}" if answer.proposal else answer.relaxation
         raise WrongInput(f"no method can be chosen for {good or new}: {what}; `anomalens recommend` says more.")
-    return choice.name, f"Method: {choice.title}, chosen because of {facts.words()}: {choice.reason}."
+    return choice.name, f"Method: {choice.title}, chosen because of {looked}: {choice.reason}."
 
 
 def commands(answer: Recommendation, data: str | None, facts: Facts | None) -> list[str]:

@@ -212,7 +212,7 @@ class RunFolder:
         verdicts: by id, where they are only known when all scores are (no calibration). A picture without any
             verdict, and a sample the method gave no answer for, is "review": nothing passes unseen.
         reasons: by id, what was said afterwards; put behind the reasons of the method.
-        pictures: id -> (H, W, 3) uint8 for the page, None when there is none; by default the files given to `add`.
+        pictures: id -> (H, W, 3) uint8 for the page; where it gives None, the file given to `add` is shown.
         limit: most pictures on the page.
         """
         self._drain()
@@ -226,7 +226,7 @@ class RunFolder:
             facts = self._facts(summary, brief)
             _write(self._work / "run.json", json.dumps(facts, indent=1, allow_nan=False) + "\n")
             rows = self._with_details(brief, report.choose(brief, limit))
-            page = report.render(facts, rows, pictures or _pictures(rows), limit=limit)
+            page = report.render(facts, rows, _pictures(rows, pictures), limit=limit)
             _write(self._work / "index.html", page)
             self._file.close()
             self._swap()
@@ -500,11 +500,15 @@ def _parse(line: bytes) -> Row | None:
     return found if isinstance(found, dict) else None
 
 
-def _pictures(rows: list[Row]) -> Callable[[str], np.ndarray | None]:
-    """id -> (H, W, 3) uint8 from the file that was scored; None when it is gone or cannot be read."""
+def _pictures(
+    rows: list[Row], first: Callable[[str], np.ndarray | None] | None = None
+) -> Callable[[str], np.ndarray | None]:
+    """id -> (H, W, 3) uint8: what `first` gives, else the file that was scored; None when it is gone or unreadable."""
     paths = {row["id"]: row["path"] for row in rows if row.get("path")}
 
     def read(id: str) -> np.ndarray | None:
+        if first is not None and (picture := first(id)) is not None:
+            return picture
         with suppress(AnomalensError):
             return to_8bit(read_image(paths[id])) if id in paths else None
         return None

@@ -184,6 +184,8 @@ def findings(facts: Mapping[str, Any]) -> list[str]:
         f"{good['rejected']} of {good['pictures']} good pictures were rejected as they are (95 % interval of the rate: "
         f"{percent(low)} to {percent(high)}){'; nothing was drawn on those.' if good['rejected'] else '.'}"
     )
+    if low > facts["false_alarm_rate"]:
+        lines.append(f"That is more than the {percent(facts['false_alarm_rate'])} promised: are these good pictures?")
     if facts["looks_learnt"]:
         lines.append(LEARNT)
     return lines

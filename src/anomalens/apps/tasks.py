@@ -5,26 +5,34 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import shutil
+import tempfile
+import textwrap
 import time
 import typing
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .. import __version__, store
 from .. import detector as registry
-from .. import store
 from ..backbones import card as backbone_card
 from ..calibrate import fit_calibrated
+from ..datasets import open_folder
 from ..datasets.folder import Folder
+from ..datasets.json_lines import JsonLines
 from ..detector import Detector, create, setting_types
-from ..errors import Unreadable, WrongInput, unknown
-from ..files import write_atomic
+from ..errors import CannotWrite, Unreadable, WrongInput, unknown
+from ..files import write_atomic, writing
 from ..parts.sizes import parse_bytes
 from ..parts.train import rank
+from ..reasoning.pictures import on_its_grid
 from ..regions import find_regions
 from ..registry import resolve
 from ..thresholds import Calibration, percent, review_rate, stands_out
@@ -39,6 +47,7 @@ from .run_folder import RunFolder
 
 EXACT_PIXELS = 60_000_000  # pixels of maps that evaluate keeps for exact figures with intervals; 240 MB
 OWN_REGIONS = (5.0, 8.0)  # robust standard deviations above the median of a map: where a region ends, and must reach
+Listed = Folder | JsonLines  # what there is to learn from or to judge
 WITH_GOOD, WITHOUT_GOOD = "patchcore", "grnr"  # what inspect uses when no method is named
 
 
@@ -63,8 +72,10 @@ def inspect(
     {"words", "report", "counts", ...}, JSON-able.
     """
     watch = Watch(quiet)
-    pictures = Folder(new)
-    learn = Folder(good) if good else None
+    if good and save_model:
+        refuse_target(save_model)
+    pictures = open_folder(new)
+    learn = open_folder(good) if good else None
     fresh, words = apart(pictures, learn)
     detector, choice = choose(method, learn is not None, new=new, good=good, seed=seed, **how)
     say(choice, quiet)
@@ -72,7 +83,11 @@ def inspect(
         say(line, quiet)
     normal = good_ones(learn) if learn else []
     if learn:
-        enough(normal, detector, str(good))
+        enough(normal, str(good), "leave --good out to use a method that needs none")
+    elif references := references_of(pictures, detector):
+        detector.fit(references)
+        words.append(f"References: {len(references)}, as listed in {pictures.root}; no threshold can be had from them.")
+        say(words[-1], quiet)
     _check_rate(rate)
     plan = plan_of(detector, new, good, normal, rate=rate, min_area=min_area, maps=maps, seed=seed, explain=explain)
     with RunFolder(out, plan) as run:
@@ -101,20 +116,28 @@ def fit(
 ) -> dict[str, Any]:
     """Learn from good pictures, calibrate on them and save the detector to `out`.
 
-    Of several processes (see docs/training.md) the first one speaks and saves.
+    A training that was stopped goes on where the same is asked for again: its checkpoints lie in `out`.training until
+    the detector is saved. Of several processes (see docs/training.md) the first one speaks and saves.
     """
     quiet = quiet or rank() > 0
     watch = Watch(quiet)
-    folder = Folder(good)
+    if rank() == 0:
+        refuse_target(out)
+    folder = open_folder(good)
     detector, choice = choose(method, True, good=good, seed=seed, **how)
     say(choice, quiet)
     say(folder.describe(), quiet)
     normal = good_ones(folder)
-    enough(normal, detector, good)
-    with shown_training(quiet):
+    enough(normal, good, "use `anomalens inspect` with a method that needs none")
+    alike = _digest([__version__, detector.method, _plain(detector), seed, [[s.id, *_stamp(s)] for s in normal]])
+    checkpoints = Path(f"{Path(out)}.training") / alike[:16]
+    with shown_training(quiet, checkpoints):
         fit_calibrated(detector, normal, seed=seed, track=watch)
     if rank() == 0:
         store.save(detector, out)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        with suppress(OSError):  # not there, or it holds what another training has left
+            checkpoints.parent.rmdir()
     calibration = detector.calibration
     assert calibration is not None
     words = [
@@ -165,7 +188,7 @@ def predict(
     detector = load(model, device)
     if thing:
         rename(detector, thing)
-    pictures = Folder(new)
+    pictures = open_folder(new)
     fresh = pictures.samples()
     words = [new_in_words(pictures, fresh)]
     say(words[0], quiet)
@@ -189,7 +212,7 @@ def evaluate(
 
     watch = Watch(quiet)
     detector = load(model, device)
-    folder = Folder(data)
+    folder = open_folder(data)
     test = [s for s in folder.test() if s.label is not None]
     if not test:
         raise WrongInput(
@@ -331,7 +354,9 @@ def choose(
             why += f" Its sentences call the thing {settings['object']!r}; --object NAME chooses another name."
     made = create(name, **settings)
     if not has_good and made.needs_fit:
-        ready = [n for n in registry.names() if registry.card(n).normals[0] == 0 and n != name]
+        if registry.card(name).family == "program":
+            made.require_fit()  # which says which of the rules asks for good pictures
+        ready = [n for n in registry.names() if registry.card(n).normals[0] == 0 and not create(n).needs_fit]
         raise WrongInput(f"{name} learns from good pictures; give --good GOOD, or use {' or '.join(ready)} without.")
     if tile:
         made = create("tiled", inner=made, tile=tile, overlap=min(64, tile // 4))
@@ -422,7 +447,14 @@ def _parts(detector: Detector) -> Iterator[Detector]:
             yield from _parts(value)
 
 
-def apart(pictures: Folder, learn: Folder | None) -> tuple[list[Sample], list[str]]:
+def references_of(pictures: Listed, detector: Detector) -> list[Sample]:
+    """What a list brings to compare with, for a detector that can do without; folders bring nothing."""
+    if isinstance(pictures, Folder) or detector.needs_fit or not detector.learns:
+        return []
+    return [*pictures.train(), *(pictures.defective() if getattr(detector, "abnormal", 0) else ())]
+
+
+def apart(pictures: Listed, learn: Listed | None) -> tuple[list[Sample], list[str]]:
     """The pictures to judge, without those that are learnt from, and what was used for what in words."""
     fresh = pictures.samples()
     words = [new_in_words(pictures, fresh)]
@@ -441,7 +473,7 @@ def apart(pictures: Folder, learn: Folder | None) -> tuple[list[Sample], list[st
     return rest, words
 
 
-def new_in_words(pictures: Folder, fresh: list[Sample]) -> str:
+def new_in_words(pictures: Listed, fresh: list[Sample]) -> str:
     """How many pictures there are to judge, and what their folders say of them (which judging does not use)."""
     kinds = Counter(s.defect or ("good" if s.label == 0 else "bad") for s in fresh if s.label is not None)
     said = (
@@ -457,19 +489,29 @@ def _real(sample: Sample) -> str | None:
     return str(Path(path).resolve()) if path else None
 
 
-def good_ones(folder: Folder) -> list[Sample]:
+def good_ones(folder: Listed) -> list[Sample]:
     """What a folder offers to learn from."""
     return [s for s in folder.train() if s.label != 1]
 
 
-def enough(normal: list[Sample], detector: Detector, folder: str) -> None:
+def refuse_target(folder: str) -> None:
+    """Refuse, before there is anything to lose, a folder in which the detector could not be saved afterwards."""
+    target = Path(folder)
+    with writing(target):
+        if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / "detector.json").exists()):
+            raise CannotWrite(f"{target} exists and is not a saved detector; choose another folder or empty this one.")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.rmdir(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+
+
+def enough(normal: list[Sample], folder: str, otherwise: str) -> None:
     """Refuse too few good pictures with the number that would do."""
     if not normal:
         raise WrongInput(f"{folder} holds no good pictures; give a folder of pictures without defects.")
     if len(normal) == 1:
         raise WrongInput(
             f"{folder} holds a single good picture; a false-alarm rate needs at least 2 and 99 allow 1 %. Give more, or "
-            f"leave --good out to use a method that needs none."
+            f"{otherwise}."
         )
 
 
@@ -596,21 +638,37 @@ def _judge(
                 f"break{'s' * (found == 1)} a rule" if by_rule else f"{'is' if found == 1 else 'are'} called anomalous"
             )
             summary["headline"] = f"{found:,} of {len(verdicts):,} pictures {what}"
-    ruleset = getattr(_innermost(detector), "ruleset", None)
-    if ruleset is not None:
-        summary["sentences"] = [rules_in_words(len(ruleset.rules), run.rows()), *summary["sentences"]]
+    judge: Any = _innermost(detector)
+    if hasattr(judge, "ruleset"):
+        told = {rule.id: rule.text for rule in judge.ruleset.rules}
+        summary["sentences"] = [rules_in_words(told, run.rows()), *judge.doubts(), *summary["sentences"]]
     reasons = None
     if explain:
         final = {**own, **verdicts}
         flagged = (row for row in run.rows() if final.get(row["id"], "pass") != "pass")
         reasons, said = second_stage(explain, flagged, by_id, run.path / "answers", quiet)
         summary["sentences"] = [*summary["sentences"], said]
-    page = run.finish(summary, verdicts=verdicts, reasons=reasons)
+    page = run.finish(summary, verdicts=verdicts, reasons=reasons, pictures=drawn(by_id))
     return conclusion(run, page, summary)
 
 
-def rules_in_words(count: int, rows: Iterable[dict[str, Any]]) -> str:
-    """How many pictures keep the rules, and how many break which. count: of rules; 0 where a program brings its own."""
+def drawn(samples: Mapping[str, Sample]) -> Callable[[str], np.ndarray | None]:
+    """For the page: a picture of a sample that is no picture, such as a point cloud; None of any other."""
+
+    def picture(id: str) -> np.ndarray | None:
+        sample = samples.get(id)
+        if sample is None or "image" in sample.views or not {"points", "series"} & set(sample.views):
+            return None
+        try:
+            return on_its_grid(sample)
+        except WrongInput:
+            return None
+
+    return picture
+
+
+def rules_in_words(told: Mapping[str, str], rows: Iterable[dict[str, Any]]) -> str:
+    """How many pictures keep the rules, and how many break which. told: what each rule says, where it is known."""
     total, kept, broken = 0, 0, Counter[str]()
     for row in rows:
         if row["score"] is None:
@@ -618,11 +676,12 @@ def rules_in_words(count: int, rows: Iterable[dict[str, Any]]) -> str:
         total += 1
         kept += not row["reasons"]
         broken.update({reason["rule"] for reason in row["reasons"] if reason["rule"]})
-    rules = f"all {count} rules" if count > 1 else "the rule" if count else "the rules"
+    rules = f"all {len(told)} rules" if len(told) > 1 else "the rule" if told else "the rules"
     words = f"{kept} of {total} picture{'s' * (total != 1)} keep{'s' * (kept == 1)} {rules}"
     if broken:
+        said = {rule: f" ({textwrap.shorten(text, 60, placeholder=' ...')})" for rule, text in told.items() if text}
         words += ". Broken: " + ", ".join(
-            f"{rule} in {n}" for rule, n in sorted(broken.items(), key=lambda r: (-r[1], r[0]))
+            f"{rule}{said.get(rule, '')} in {n}" for rule, n in sorted(broken.items(), key=lambda r: (-r[1], r[0]))
         )
     return words + "."
 
@@ -673,7 +732,7 @@ def conclusion(run: RunFolder, page: Path, summary: Summary) -> dict[str, Any]:
              (("reject", "rejected"), ("review", "to review"), ("pass", "passed"), ("unreadable", "unreadable"))
              if counts[k]]  # fmt: skip
     speed = facts["pictures_per_second"]
-    words = [f"{total} pictures: {', '.join(parts)}" + (f" ({speed:.1f} pictures/s)." if speed else "."),
+    words = [f"{total} picture{'s' * (total != 1)}: {', '.join(parts)}" + (f" ({speed:.1f} pictures/s)." if speed else "."),
              *summary["sentences"], f"Report: {page}"]  # fmt: skip
     return {"words": "\n".join(words), "report": str(page), "counts": counts, "sentences": list(summary["sentences"]),
             "method": facts["plan"]["method"], "false_alarm_rate": facts["plan"]["false_alarm_rate"],

@@ -531,9 +531,13 @@ def setting_used(query: Query, card: Card) -> str:
 def _advice(q: Query, proposal: Choice | None, cards: Mapping[str, Card]) -> Iterator[str]:
     if "text" in q.need and "customizable-vlm" in cards and (proposal is None or proposal.name != "customizable-vlm"):
         yield "customizable-vlm as a second stage puts what was flagged into words: --explain --base-url URL --model NAME"
+    if q.rules != "no" and "logicode" in cards and (proposal is None or proposal.name != "logicode"):
+        yield "check the written rules too: anomalens rules run RULES.yaml NEW; --anomaly semantic --need score ranks it"
     if proposal is None:
         return
     chosen = cards[proposal.name]
+    if "lights" in q.views and 2 <= q.normals < MORE_NORMALS[-1] and "afrd" in cards:
+        yield f"afrd weighs the lights and says which one showed it; from {MORE_NORMALS[-1]} good ones on"
     if q.longest > LARGE and "tiled" in cards:
         yield f"pictures of {q.longest} pixels: add --tile 512 if defects are small, or they vanish when made smaller"
     if "lights" in q.views and "lights" not in chosen.needs and "per-view" in cards:

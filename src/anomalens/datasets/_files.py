@@ -28,8 +28,10 @@ def require_path(path: Path) -> None:
     if not parent.is_dir():
         raise WrongInput(f"{path} does not exist, nor does the folder {parent}; check the path.")
     names = sorted(name for name in os.listdir(parent) if not ignored(name))
-    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5) or names[:5]
-    raise WrongInput(f"{path} does not exist; {parent} has {', '.join(near) if near else 'nothing in it'}.")
+    if near := difflib.get_close_matches(path.name, names, n=3, cutoff=0.5):
+        raise WrongInput(f"{path} does not exist; did you mean {' or '.join(near)}?")
+    there = "this folder" if parent == Path() else parent
+    raise WrongInput(f"{path} does not exist; {there} has {', '.join(names[:5]) if names else 'nothing in it'}.")
 
 
 def ignored(name: str) -> bool:

@@ -353,9 +353,9 @@ class AdaCLIP(Detector):
     def network(self) -> Network:
         """Towers and adapter together."""
         if "_network" not in self.__dict__:
-            import torch
-
             clip, tensors, facts = self.clip, self.weights["tensors"], self.weights["facts"]
+            import torch  # after CLIP, which says what to install
+
             layout = layout_of(tensors, facts, self._layout(clip.shape))
             require_shapes(tensors, layout.shapes(clip.shape), facts["file"])
             if facts.setdefault("clip", clip.fingerprint) != clip.fingerprint:

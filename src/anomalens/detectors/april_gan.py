@@ -532,9 +532,9 @@ class AprilGan(Detector):
 
     def start(self) -> nn.Module:
         """Linear layers as they are before training, by the seed."""
-        from torch import nn
-
         shape = self.clip().shape
+        from torch import nn  # after CLIP, which says what to install
+
         with seeded(self.seed):
             layers = [nn.Linear(shape.width, shape.embed) for _ in self.taps()[0]]
         return nn.ModuleDict({"fc": nn.ModuleList(layers)})

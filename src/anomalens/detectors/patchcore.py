@@ -132,10 +132,11 @@ class PatchCore(Detector):
     learned: ClassVar[tuple[str, ...]] = ("weights", "bank", "radius", "patches_seen")
 
     def fit(self, samples: Iterable[Sample]) -> Self:
-        if not 0 < self.coreset <= 1 or self.largest_bank < 1:
+        if not 0 < self.coreset <= 1 or self.largest_bank < 1 or self.neighbours < 1:
             raise WrongInput(
-                f"PatchCore keeps a share coreset of all patches, over 0 and at most 1, and at least one patch; got "
-                f"coreset={self.coreset}, largest_bank={self.largest_bank}."
+                f"PatchCore keeps a share coreset of all patches, over 0 and at most 1, and at least one patch, and compares "
+                f"with one neighbour or more; got coreset={self.coreset}, largest_bank={self.largest_bank}, "
+                f"neighbours={self.neighbours}."
             )
         net = network(self, learn=samples)
         memory = None

@@ -113,5 +113,5 @@ def need_torch() -> Any:
     try:
         import torch
     except ImportError as error:
-        raise MissingExtra(f"training needs torch ({error}): pip install 'anomalens[torch]'.") from None
+        raise MissingExtra(f"this needs torch ({error}): pip install 'anomalens[torch]'.") from None
     return torch

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ..errors import WrongInput
 from ..images import Interpolation, resize, to_float
 from ..types import Sample
 from .threads import cores
@@ -47,7 +48,14 @@ def batches(
     keep_aspect: resize to about the area of `size` in the picture's own aspect ratio (see `same_area`); a batch then
         ends where the next picture gets another size.
     prepare: changes each picture (H, W, 3) before it is resized; the type stays.
+
+    Raises:
+        WrongInput: a size or a number of pictures below 1.
     """
+    if min(size) < 1 or batch < 1:
+        raise WrongInput(
+            f"pictures cannot be resized to {size[0]} x {size[1]} pixels, {batch} at a time; give sizes above 0."
+        )
 
     def load(sample: Sample) -> tuple[Sample, np.ndarray, tuple[int, int]]:
         picture = sample.image(view)

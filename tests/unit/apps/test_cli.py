@@ -20,6 +20,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import anomalens as al
+from anomalens.apps import cli
 from anomalens.apps.cli import main
 from anomalens.apps.tasks import telling_view
 from anomalens.datasets.procedural import Procedural
@@ -41,6 +42,16 @@ def refused(*arguments: object) -> str:
     assert said[-1].startswith("anomalens: "), said
     assert "Traceback" not in "".join(said)
     return said[-1]
+
+
+def test_our_warnings_are_sentences(capsys):
+    told = []
+    show = cli._said(lambda *given: told.append(given))
+    show(UserWarning("the lamp is dark."), UserWarning, cli.__file__, 12)
+    assert capsys.readouterr().err == "anomalens: the lamp is dark.\n"
+    show(DeprecationWarning("old"), DeprecationWarning, cli.__file__, 12)
+    show(UserWarning("theirs"), UserWarning, "/lib/other.py", 3)
+    assert [given[1:] for given in told] == [(DeprecationWarning, cli.__file__, 12), (UserWarning, "/lib/other.py", 3)]
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +234,12 @@ def test_fail_on(model, parts, tmp_path):
         "--false-alarm-rate",
         "0.01",
     )
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "good.png").write_bytes((parts / "train" / "good" / "000.png").read_bytes())
+    (tmp_path / "torn" / "torn.png").write_bytes(b"")
+    unread = ("predict", model, tmp_path / "torn", "--out", tmp_path / "c", "--fail-on")
+    assert "2 pictures: 1 passed, 1 unreadable" in run(*unread, "review", code=3).stdout
+    run(*unread, "reject")
 
 
 def test_json_is_alone_on_stdout(model, parts, tmp_path):
@@ -350,7 +367,10 @@ def test_what_cannot_work_is_one_sentence_and_exit_code_2(parts, model, tmp_path
     assert "patchcore" in refused("inspect", parts / "test", "--good", good, "--method", "patchcor", *out)
     assert "tiny" in refused("inspect", parts / "test", "--good", good, "--backbone", "tny", *out)
     assert "learns from good pictures" in refused("inspect", parts / "test", "--method", "padim", *out)
-    assert "learns from good pictures" in refused("inspect", parts / "test", "--method", "vlad", *out)
+    said = refused("inspect", parts / "test", "--method", "vlad", *out)
+    assert "learns from good pictures" in said
+    assert "grnr" in said
+    assert "logicode" not in said  # it asks for good pictures itself, as a rule
     assert "between 0 and 1" in refused("inspect", parts / "test", "--good", good, "--false-alarm-rate", 2, *out)
     assert "memory" in refused("inspect", parts / "test", "--good", good, "--limit-memory", "lots", *out)
     assert "memory" in refused("inspect", parts / "test", "--good", good, "--limit-memory", "10kB", *out)
@@ -418,6 +438,80 @@ def test_the_installed_command_is_light_and_complete():
     help_text = subprocess.run([sys.executable, "-m", "anomalens.apps.cli", "--help"], capture_output=True, text=True)
     for command in ("inspect", "fit", "predict", "evaluate", "list", "show", "demo"):
         assert command in help_text.stdout
+
+
+@pytest.mark.parametrize("command", [(), ("rules",)])
+def test_help_tells_every_command_in_a_whole_sentence(command):
+    text = run(*command, "--help").stdout.partition("Commands:")[2]
+    assert "..." not in text
+    if not command:
+        assert text.index("  inspect ") < text.index("  fit ") < text.index("  predict ") < text.index("  bench ")
+
+
+def test_a_library_that_is_not_installed_is_a_sentence(parts, tmp_path, monkeypatch):
+    from anomalens.apps import tasks
+
+    def lacking(name):
+        def inspect(*args, **how):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+        return inspect
+
+    monkeypatch.setattr(tasks, "inspect", lacking("torch.nn"))
+    assert "pip install 'anomalens[torch]'" in refused("inspect", parts / "test")
+    monkeypatch.setattr(tasks, "inspect", lacking("anomalens.nothing"))
+    with pytest.raises(ModuleNotFoundError):  # a bug keeps its traceback
+        run("inspect", parts / "test")
+
+
+def test_explain_is_refused_before_the_work_where_nothing_can_be_asked(parts, tmp_path, monkeypatch):
+    monkeypatch.setattr("anomalens.apps.cli.find_spec", lambda name: None)
+    server = ("--explain", "--base-url", "http://127.0.0.1:9", "--model", "m")
+    said = refused("inspect", parts / "test", "--good", parts / "train" / "good", *server, "--out", tmp_path / "out")
+    assert "pip install 'anomalens[llm]'" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_saved_is_refused_before_it_is_learnt(parts, report, tmp_path, monkeypatch):
+    from anomalens.apps import tasks
+
+    monkeypatch.setattr(tasks, "fit_calibrated", None)
+    good = parts / "train" / "good"
+    assert "is not a saved detector" in refused("fit", good, "--out", report)
+    save = ("--save-model", report)
+    assert "is not a saved detector" in refused(
+        "inspect", parts / "test", "--good", good, *save, "--out", tmp_path / "o"
+    )
+
+
+def test_a_training_that_was_stopped_goes_on(parts, tmp_path, monkeypatch):
+    """Stopped after the last step, before anything was saved: the second time no step is made."""
+    pytest.importorskip("torch")
+    from anomalens import store
+    from anomalens.parts import train
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    command = ("fit", parts / "train" / "good", "--out", tmp_path / "m", "--method", "rd", "--set", "steps=2",
+               "--set", "image_size=64")  # fmt: skip
+    with monkeypatch.context() as stopping:
+        stopping.setattr(store, "save", stop)
+        assert "go on where it stopped" in run(*command, code=130).stderr
+    assert [p.name for p in (tmp_path / "m.training").rglob("*.safetensors")] == ["training.safetensors"]
+    monkeypatch.setattr(train._Run, "_one_step", None)
+    run(*command)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m"]
+
+
+def test_a_command_that_keeps_nothing_does_not_say_so_when_stopped(parts, tmp_path, monkeypatch):
+    from anomalens.apps import tasks
+
+    def stop(*args, **how):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tasks, "evaluate", stop)
+    assert run("evaluate", tmp_path, parts, code=130).stderr == "anomalens: stopped.\n"
 
 
 def test_settings_of_words_and_numbers_are_split_at_commas():

@@ -140,6 +140,7 @@ def test_auto_says_what_it_chose_and_why(cloth, tmp_path):
     assert "chosen because of 6 good pictures" in page
     run("inspect", cloth / "test", "--method", "auto", "--out", tmp_path / "b", "--device", "cpu")
     assert json.loads((tmp_path / "b" / "run.json").read_text())["plan"]["method"] == "grnr"
+    assert "new pictures and no good ones" in (tmp_path / "b" / "index.html").read_text()
     said = run("fit", cloth / "train", "--method", "auto", "--device", "cpu", "--out", tmp_path / "m").stdout
     assert said.startswith("patchcore learned")
 

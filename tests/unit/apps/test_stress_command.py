@@ -85,6 +85,13 @@ def test_of_several_contrasts_the_one_that_is_found_is_told():
     assert command.headline(facts) == "Scratch: no size that was tried is found with 90 % probability"
 
 
+def test_more_good_pictures_rejected_than_promised_are_a_question():
+    facts = {"makers": {}, "wanted": 0.9, "false_alarm_rate": 0.01, "looks_learnt": False}
+    told = command.findings({**facts, "good": {"rejected": 9, "pictures": 20, "interval": (0.25, 0.66)}})
+    assert told[-1] == "That is more than the 1 % promised: are these good pictures?"
+    assert len(command.findings({**facts, "good": {"rejected": 1, "pictures": 20, "interval": (0.0, 0.2)}})) == 1
+
+
 def test_pictures_that_were_learnt_from_are_told(inputs, tmp_path):
     flat = inputs[1] / "train" / "good"
     result = run(inputs[0], flat, "--out", tmp_path / "out", *FEW)

@@ -270,6 +270,9 @@ def test_advice():
     assert "second stage" in " ".join(asked(normals=30, need=("score", "map", "text")).advice)
     assert "collect" in " ".join(asked({"patchcore": CARDS["patchcore"]}, normals=3).advice)
     assert "keep the 3 bad ones" in " ".join(asked(normals=30, abnormals=3, gpu="none").advice)
+    assert "rules run RULES.yaml" in " ".join(asked(built, normals=30, rules="yes").advice)
+    assert "afrd weighs the lights" in lines
+    assert "afrd" not in " ".join(asked(built, normals=60, views=("lights",)).advice)
     assert "write down the rules" in " ".join(asked(anomaly="semantic", need=("score",)).advice)
 
 

@@ -374,7 +374,7 @@ def test_two_tables(tmp_path):
 
 def test_no_such_path(tmp_path):
     tree(tmp_path, "bottles/a.png", "caps/a.png")
-    with pytest.raises(WrongInput, match=r"botles does not exist; .* has bottles\."):
+    with pytest.raises(WrongInput, match=r"botles does not exist; did you mean bottles\?"):
         samples(tmp_path / "botles")
     with pytest.raises(WrongInput, match=r"qqq does not exist; .* has bottles, caps\."):
         samples(tmp_path / "qqq")

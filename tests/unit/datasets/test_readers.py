@@ -152,6 +152,88 @@ def test_eyecandies_views_and_labels(tmp_path):
     assert [s.label for s in data.test()] == labels  # now from the masks
 
 
+@pytest.mark.parametrize("write", [trees.eyecandies, trees.eyecandies_converted])
+def test_eyecandies_lights_are_counted_not_spelt(write, tmp_path):
+    tree = write(tmp_path, lights=12)
+    for sample in tree.reader("eyecandies").test():
+        assert tuple(sample.views) == tree.views  # ... light_9, light_10, light_11
+        first = str(tmp_path / sample.id)
+        for k in range(12):
+            assert sample.views[f"light_{k}"].path == first.removesuffix("_0.png") + f"_{k}.png"
+
+
+def test_eyecandies_converted(tmp_path):
+    data = trees.eyecandies_converted(tmp_path).reader("eyecandies")
+    assert data.categories == ("Confetto", "Lollipop")
+    assert ids(data.train()) == [f"Lollipop/train/good/00{i}_0.png" for i in range(3)]
+    test = data.test()
+    assert [(s.id, s.label, s.defect) for s in test] == [
+        ("Lollipop/test/bumps/000_0.png", 1, "bumps"),
+        ("Lollipop/test/colors/000_0.png", 1, "colors"),
+        ("Lollipop/test/good/000_0.png", 0, "good"),
+        ("Lollipop/test/good/001_0.png", 0, "good"),
+    ]
+    for sample in test:
+        assert np.array_equal(sample.image("image"), sample.image("light_0"))
+        assert np.array_equal(sample.image("light_3"), np.asarray(Image.open(sample.views["light_3"].path)))
+        assert not sample.label or np.array_equal(sample.mask.read(), marked())
+    with pytest.raises(WrongInput, match=r"looked for Lollipop/val/data/<index>_image_0\.png in"):
+        data.validation()
+    shutil.rmtree(tmp_path / "Lollipop/train")
+    with pytest.raises(WrongInput, match=r"<index>_image_0\.png or Lollipop/train/good/<id>_0\.png in"):
+        data.train()
+
+
+def test_eyecandies_in_both_layouts_is_read_as_rendered(tmp_path):
+    trees.eyecandies_converted(tmp_path)
+    data = trees.eyecandies(tmp_path).reader("eyecandies")
+    assert all("/data/" in i for i in ids([*data.train(), *data.test()]))
+    assert (len(data.train()), len(data.test())) == (3, 4)
+
+
+def test_eyecandies_without_the_overall_mask(tmp_path):
+    data = trees.eyecandies(tmp_path).reader("eyecandies")
+    folder = tmp_path / "Lollipop/test_public/data"
+    other = np.zeros(SIZE, np.uint8)
+    other[12:15, 2:5] = 255
+    Image.fromarray(other).save(folder / "01_colors_mask.png")
+    assert np.array_equal(data.test()[1].mask.read(), marked())  # the overall mask counts while it is there
+    for path in (*folder.glob("*_metadata.yaml"), *(folder / f"{i:02}_mask.png" for i in range(4))):
+        path.unlink()
+    for i in (0, 2):
+        (folder / f"{i:02}_bumps_mask.png").unlink()  # good, and no mask at all
+    test = data.test()
+    assert [s.label for s in test] == [0, 1, 0, 1]
+    assert [s.mask is None for s in test] == [True, False, True, False]
+    assert np.array_equal(test[1].mask.read(), marked() | (other > 0))
+    assert np.array_equal(test[3].mask.read(), marked())
+    mask(folder / "01_dents_mask.png", empty=True)
+    mask(folder / "01_bumps_mask.png", empty=True)
+    assert np.array_equal(data.test()[1].mask.read(), other > 0)  # anomalous, whichever mask says so
+
+
+def test_eyecandies_masks_that_are_missing_or_of_another_size(tmp_path):
+    data = trees.eyecandies(tmp_path / "rendered").reader("eyecandies")
+    folder = tmp_path / "rendered/Lollipop/test_public/data"
+    (folder / "01_mask.png").unlink()
+    mask(folder / "01_normals_mask.png", size=(10, 12))
+    with pytest.raises(WrongInput, match=r"01_normals_mask\.png has 12 x 10 pixels, its picture .*01_image_0\.png has"):
+        data.test()[1].mask.read()
+    for path in folder.glob("01_*_mask.png"):
+        path.unlink()
+    with pytest.raises(Unreadable, match=r"01_mask\.png does not exist"):
+        data.test()[1].mask.read()  # anomalous, as its metadata say
+    data = trees.eyecandies_converted(tmp_path / "converted").reader("eyecandies")
+    truth = tmp_path / "converted/Lollipop/ground_truth"
+    mask(truth / "bumps/000_mask.png", size=(10, 12))
+    (truth / "colors/000_mask.png").unlink()
+    bumps, colors = data.test()[:2]
+    with pytest.raises(WrongInput, match=r"000_mask\.png has 12 x 10 pixels, its picture .*000_0\.png has 24 x 20"):
+        bumps.mask.read()
+    with pytest.raises(Unreadable, match=r"colors.000_mask\.png does not exist"):
+        colors.mask.read()
+
+
 def test_points_of_mvtec_3d(tmp_path, monkeypatch):
     data = trees.mvtec_3d(tmp_path).reader("mvtec-3d")
     assert len(data.validation()) == 1

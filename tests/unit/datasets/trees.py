@@ -247,7 +247,7 @@ def rad(root: Path) -> Tree:
     return Tree({"root": root, "category": "ribbon"}, 3, 2, 2, "ribbon", categories=("bolt", "ribbon"))
 
 
-def eyecandies(root: Path) -> Tree:
+def eyecandies(root: Path, lights: int = 6) -> Tree:
     for category in ("Confetto", "Lollipop"):
         for split, count, bad in (
             ("train", 3, ()),
@@ -257,7 +257,7 @@ def eyecandies(root: Path) -> Tree:
         ):
             data = root / category / split / "data"
             for i in range(count):
-                for item in (*(f"image_{k}" for k in range(6)), "normals"):
+                for item in (*(f"image_{k}" for k in range(lights)), "normals"):
                     picture(data / f"{i:02}_{item}.png", seed=i)
                 depth = np.random.default_rng(i).integers(0, 60000, SIZE, np.uint16)
                 Image.fromarray(depth).save(data / f"{i:02}_depth.png")
@@ -266,9 +266,22 @@ def eyecandies(root: Path) -> Tree:
                     mask(data / f"{i:02}_mask.png", empty=i not in bad)
                     mask(data / f"{i:02}_bumps_mask.png", empty=i not in bad)
                     (data / f"{i:02}_metadata.yaml").write_text(f"anomalous: {int(i in bad)}\nbumps: 1\n")
-    views = ("image", *(f"light_{k}" for k in range(6)), "depth", "normals")
+    views = ("image", *(f"light_{k}" for k in range(lights)), "depth", "normals")
     given = {"root": root, "category": "Lollipop"}
     return Tree(given, 3, 2, 2, "Lollipop", views=views, categories=("Confetto", "Lollipop"))
+
+
+def eyecandies_converted(root: Path, lights: int = 6) -> Tree:
+    """The second layout of the reader `eyecandies`."""
+    for category in ("Confetto", "Lollipop"):
+        base = root / category
+        for kind, count in (("train/good", 3), ("test/good", 2), ("test/bumps", 1), ("test/colors", 1)):
+            pictures(base / kind, [f"{i:03}_{k}.png" for i in range(count) for k in range(lights)])
+        for kind in ("bumps", "colors"):
+            mask(base / "ground_truth" / kind / "000_mask.png")
+    views = ("image", *(f"light_{k}" for k in range(lights)))
+    given, kinds = {"root": root, "category": "Lollipop"}, frozenset({"bumps", "colors"})
+    return Tree(given, 3, 2, 2, "Lollipop", views=views, categories=("Confetto", "Lollipop"), defects=kinds)
 
 
 def mvtec_3d(root: Path) -> Tree:

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from anomalens.errors import Unreadable
+from anomalens.errors import Unreadable, WrongInput
 from anomalens.parts.batches import ahead, batches
 from anomalens.types import Sample, View
 
@@ -24,6 +24,12 @@ def test_batches_are_resized_stacked_and_in_order():
     assert got[1].images.dtype == np.float32
     assert np.allclose(got[1].images[2], 6 / 255)
     assert got[2].sizes[0] == (18, 12)
+
+
+@pytest.mark.parametrize(("size", "batch"), [((0, 8), 4), ((8, -1), 4), ((8, 8), 0)])
+def test_sizes_below_one_are_refused(size, batch):
+    with pytest.raises(WrongInput, match="give sizes above 0"):
+        next(batches([sample(0)], size, batch))
 
 
 def test_ahead_keeps_order_works_in_threads_and_reads_only_so_far():

@@ -749,7 +749,7 @@ def test_without_torch_one_sentence_says_what_to_install():
         "train(None, None, None, Recipe(steps=1))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "MissingExtra: training needs torch" in run.stderr
+    assert "MissingExtra: this needs torch" in run.stderr
     assert "pip install 'anomalens[torch]'" in run.stderr
 
 
