@@ -24,6 +24,8 @@ from .errors import MissingExtra, Unreadable, WrongInput
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 MAX_PIXELS = int(os.environ.get("ANOMALENS_MAX_PIXELS", 200_000_000))  # width * height, checked before decoding
 Image.MAX_IMAGE_PIXELS = None  # our own check comes first and is the same everywhere
+# Pillow warns of odd metadata; what matters raises. Once for all: catch_warnings is not safe in threads that decode.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -47,18 +49,16 @@ def _decode(path: Path, convert: Callable[[Image.Image], np.ndarray]) -> np.ndar
     try:
         if path.stat().st_size == 0:
             raise Unreadable(f"{path} is empty (0 bytes); copy it again or leave it out.")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what matters raises
-            with Image.open(path) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise Unreadable(
-                        f"{path} has {width} x {height} pixels, over the limit of {MAX_PIXELS:,}; "
-                        "set ANOMALENS_MAX_PIXELS higher if this is meant."
-                    )
-                if _deep_colour(path, image):
-                    return _deep(path)
-                return convert(ImageOps.exif_transpose(image))
+        with Image.open(path) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise Unreadable(
+                    f"{path} has {width} x {height} pixels, over the limit of {MAX_PIXELS:,}; "
+                    "set ANOMALENS_MAX_PIXELS higher if this is meant."
+                )
+            if _deep_colour(path, image):
+                return _deep(path)
+            return convert(ImageOps.exif_transpose(image))
     except (Unreadable, MissingExtra):
         raise
     except FileNotFoundError:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import struct
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -149,3 +152,22 @@ def test_maps_survive_the_disk(tmp_path):
     (tmp_path / "m.png").write_bytes(images.encode_map(values, 8.0))
     read = images.decode_map(tmp_path / "m.png", 8.0)
     assert abs(read - np.clip(values, 0, 8)).max() <= 0.5001 * 8 / 65535
+
+
+def test_odd_metadata_is_passed_over_and_decoding_in_threads_leaves_the_filters_alone(tmp_path):
+    """A PNG whose chunk for animation is broken: Pillow warns, and reads the picture."""
+    path = tmp_path / "a.png"
+    Image.fromarray(COLOUR).save(path)
+    data = path.read_bytes()
+    chunk = b"acTL" + struct.pack(">II", 0, 0)
+    path.write_bytes(data[:33] + struct.pack(">I", 8) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[33:])
+    with pytest.warns(UserWarning, match="APNG"):  # without our filter
+        Image.open(path).close()
+    with warnings.catch_warnings(record=True) as told:
+        importlib.reload(images)
+        before = list(warnings.filters)
+        with ThreadPoolExecutor(8) as pool:
+            read = list(pool.map(images.read_image, [path] * 200))
+        assert warnings.filters == before
+    assert not told
+    assert all(np.array_equal(one, COLOUR) for one in read)

@@ -5,6 +5,8 @@ Each function returns the summary that the command prints: {"words", ...}, JSON-
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -13,7 +15,7 @@ from typing import Any, cast
 
 from ..datasets.folder import Folder
 from ..detector import create
-from ..detectors.logicode import LogiCode
+from ..detectors.logicode import LogiCode, read_rules
 from ..errors import AnomalensError, CannotWrite, ProgramGenerationError, WrongInput
 from ..reasoning import logicode, parsers, rules, static_check
 from ..reasoning.endpoint import Model
@@ -31,6 +33,7 @@ def run(
     model: str | None = None, base_url: str = "", key_env: str = "", settings: Iterable[str] = (), **how: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Judge `new` by rules: `inspect` with the method logicode. A .py file in place of rules is a program of its own."""
+    tell_unreviewed(rules_file, bool(how.get("quiet")))
     given = [f"{'program' if rules_file.endswith('.py') else 'rules'}={rules_file}"]
     if model and not program:
         program = "model"
@@ -54,6 +57,7 @@ def compile(
     """
     target = Path(out)
     refuse_edited(target)
+    tell_unreviewed(rules_file, quiet)
     named = {"rules": rules_file, "parser": parser, "model": model, "base_url": base_url, "key_env": key_env}
     texts = [f"{key}={value}" for key, value in named.items() if value] + ["program=model"] * bool(model)
     chosen = tasks.settings_for("logicode", settings=[*texts, *settings], seed=seed)
@@ -61,7 +65,7 @@ def compile(
     if not good:
         if model:
             raise WrongInput("a program that a model writes is tried on good pictures; give the folder GOOD too.")
-        return written(target, logicode.from_rules(detector.ruleset, detector.ruleset.labels or None), detector, "")
+        return written(target, logicode.from_rules(detector.ruleset), detector, "")
     samples, watch = watched(good, quiet)
     if model and dry_run:
         asker = cast(Model, detector.asker(dry_run=True))
@@ -77,6 +81,17 @@ def compile(
     words = " ".join([detector.state(), *([tasks.left_out(watch.unreadable)] if watch.unreadable else [])])
     share = 1 - detector.kept["kept_all"] / detector.kept["good"]
     return written(target, replace(Program(**detector.kept["program"]), normal_fa=share), detector, words)
+
+
+def tell_unreviewed(rules_file: str, quiet: bool) -> None:
+    """Say that nobody has read the rules yet; once, as a sentence instead of the library's warning."""
+    if rules_file.endswith(".py"):
+        return
+    ruleset = read_rules(rules_file)
+    if ruleset.unreviewed:
+        words = rules.unreviewed_in_words(ruleset)
+        say(words, quiet)
+        warnings.filterwarnings("ignore", re.escape(words))
 
 
 def written(target: Path, program: Program, detector: LogiCode, words: str) -> dict[str, Any]:
@@ -140,7 +155,8 @@ def _check_program(path: str, labels: Sequence[str] | None) -> tuple[list[str], 
 
 def draft(
     good: str, out: str, *, model: str | None = None, base_url: str = "", key_env: str = "", labels: str | None = None,
-    category: str | None = None, pictures: int = SHOWN, dry_run: bool = False, quiet: bool = False,
+    category: str | None = None, pictures: int = SHOWN, timeout: float = 60, max_tokens: int = 2048,
+    dry_run: bool = False, quiet: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Have a model that sees good pictures propose rules, and write them, marked as unreviewed.
 
@@ -154,7 +170,9 @@ def draft(
         raise WrongInput(f"{out} ends in {target.suffix or 'nothing'}; rules are in .yaml, .yml or .json.")
     if target.exists():
         raise CannotWrite(f"{out} is there already and may have been read and corrected; choose another --out.")
-    asker = Model(base_url, model or "", key_env=key_env or None, dry_run=dry_run)
+    asker = Model(
+        base_url, model or "", key_env=key_env or None, timeout=timeout, max_tokens=max_tokens, dry_run=dry_run
+    )
     samples, _ = watched(good, quiet)
     known = _names(labels) if labels else parsers.create("parts").fit(_spread(samples, LOOKED_AT)).labels
     if not labels:

@@ -642,6 +642,8 @@ def _judge(
     if hasattr(judge, "ruleset"):
         told = {rule.id: rule.text for rule in judge.ruleset.rules}
         summary["sentences"] = [rules_in_words(told, run.rows()), *judge.doubts(), *summary["sentences"]]
+        if judge.unfit():
+            summary["headline"] = "The rules do not fit: most good pictures break them"
     reasons = None
     if explain:
         final = {**own, **verdicts}

@@ -257,8 +257,9 @@ class LogiCode(Detector):
         outcomes = run_all(executor, program.source, ready, self.workers)
         for scene, outcome in zip(scenes, outcomes, strict=True):
             if outcome.status != "ok":
+                what = "rules" if self.given is None else "program"
                 raise WrongInput(
-                    f"the program {in_words(outcome)} on the good picture {scene.image_id}; correct the rules."
+                    f"the program {in_words(outcome)} on the good picture {scene.image_id}; correct the {what}."
                 )
             broken.update({finding.rule or finding.type for finding in outcome.findings} or {""})
         self.kept = {
@@ -319,11 +320,7 @@ class LogiCode(Detector):
         names = [label for label in self.ruleset.labels if label != "unknown"]
         if self.parser == "parts" and names and not {"names", "kinds"} & settings.keys():
             settings["names"] = names
-        try:
-            return parsers.create(self.parser, **settings)
-        except TypeError as error:
-            said = str(error).partition(" ")[2]
-            raise WrongInput(f"the parser {self.parser} is {said}; give it in parser_settings.") from None
+        return parsers.create(self.parser, **settings)
 
     def _known_parser(self) -> parsers.Parser:
         """The parser as fit has left it; functions, which are not saved, are those given now."""
@@ -354,11 +351,12 @@ class LogiCode(Detector):
                 size = picture.image().shape[:2]
                 try:
                     parsed = parser.parse(picture)
+                    scene = for_program(parsed, self.ruleset, stats)
                 except AnomalensError as error:
                     return self._unjudged(sample.id, size, str(error))
                 program = idle.get()
                 try:
-                    outcome = program.run(for_program(parsed, self.ruleset, stats))
+                    outcome = program.run(scene)
                 finally:
                     idle.put(program)
                 if outcome.status != "ok":
@@ -390,7 +388,28 @@ class LogiCode(Detector):
             words += f" ({', '.join(f'{rule}: {n}' for rule, n in sorted(self.kept['broken'].items()))})"
         if self.kept["unread"]:
             words += f"; {self.kept['unread']} more could not be read by the parser"
-        return words + "."
+        return " ".join([words + ".", *self.doubts()])
+
+    def unfit(self) -> list[str]:
+        """Rules that most good pictures break."""
+        kept = self.kept or {"broken": {}, "good": 0}
+        return [rule for rule, n in sorted(kept["broken"].items()) if 2 * n > kept["good"]]
+
+    def doubts(self) -> list[str]:
+        """Why the verdicts of these rules may be worth little, a sentence each."""
+        found = []
+        if unfit := self.unfit():
+            found.append(
+                f"Most good pictures break {_listed(unfit)}, so that breaking {'them' if unfit[1:] else 'it'} rejects "
+                "nothing: look at what the parser finds, and correct the rules or choose another parser."
+            )
+        if self.kept is not None:
+            silent = unnamed(self.kept["program"]["source"], self.ruleset)
+            if silent:
+                found.append(f"The program never names {_listed(silent)}: look whether it checks that.")
+        if self.ruleset.unreviewed:
+            found.append("The rules were drafted by a model and are unreviewed.")
+        return found
 
 
 # --- rules and programs, as they may be given ----------------------------------------------------------------------------
@@ -459,6 +478,16 @@ def asks_what_is_usual(source: str) -> bool:
     return any(isinstance(n, ast.Attribute) and n.attr == "stat" for node in functions for n in ast.walk(node))
 
 
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:-1]) + " and " * (len(names) > 1) + names[-1]
+
+
+def unnamed(source: str, ruleset: RuleSet) -> list[str]:
+    """Rules whose id a program never writes: a model may have left them out, or have checked nothing at all."""
+    texts = {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)}
+    return [rule.id for rule in ruleset.rules if rule.id not in texts]
+
+
 # --- what was found ------------------------------------------------------------------------------------------------------
 
 
@@ -489,14 +518,13 @@ def told(id: str, parsed: Parsed, findings: tuple[Finding, ...]) -> Prediction:
     """
     size = parsed.scene.height, parsed.scene.width
     values = np.zeros(size, np.float32)
-    by_id = {thing.id: (thing, mask) for thing, mask in zip(parsed.scene.objects, parsed.masks, strict=True)}
+    number_of = {thing.id: i for i, thing in enumerate(parsed.scene.objects)}
     reasons = []
     for finding in findings:
         boxes, place = [], np.zeros(size, bool)
-        for number in finding.objects:
-            thing, mask = by_id[number]
-            boxes.append(thing.bbox)
-            place |= mask
+        for number in map(number_of.__getitem__, finding.objects):
+            boxes.append(parsed.scene.objects[number].bbox)
+            place |= parsed.masks[number]
         for given in finding.boxes:
             x0, y0, x1, y1 = box = whole_pixels(given, *reversed(size))
             boxes.append(box)

@@ -59,19 +59,23 @@ def _limits(rule: Rule, regions: Regions) -> list[_Limit]:
 
 
 def _numbers_that_clash(label: str, limits: Sequence[_Limit]) -> Iterator[str]:
-    told = set()
+    told: set[frozenset[str]] = set()
+
+    def is_new(rules: frozenset[str]) -> bool:
+        return not any(fewer <= rules for fewer in told)
+
     for outer in limits:
         others = [other for other in limits if other is not outer and _within(other.box, outer.box)]
         for group in _apart(others):
             rules = frozenset({outer.rule, *(g.rule for g in group)})
             least = sum(g.low for g in group)
-            if outer.high is not None and least > outer.high and rules not in told:
+            if outer.high is not None and least > outer.high and is_new(rules):
                 told.add(rules)
                 yield _clash(label, outer, group, f"at least {least}" if len(group) > 1 else "")
             if not all(g.high is not None for g in group) or not _fills(group, outer.box):
                 continue
             most = sum(g.high or 0 for g in group)
-            if outer.low > most and rules not in told:
+            if outer.low > most and is_new(rules):
                 told.add(rules)
                 yield _clash(label, outer, group, f"at most {most}" if len(group) > 1 else "")
 
@@ -80,8 +84,9 @@ def _clash(label: str, outer: _Limit, group: Sequence[_Limit], total: str) -> st
     parts = ", ".join(f"{g.says()} {g.where} ({g.rule})" for g in group)
     names = " and ".join(dict.fromkeys([outer.rule, *(g.rule for g in group)]))
     sum_of = f", together {total}," if total else ""
+    wanted = "no" if outer.high == 0 else outer.says()
     return (
-        f"rules {names} contradict each other: {outer.says()} {label} {outer.where} ({outer.rule}), "
+        f"rules {names} contradict each other: {wanted} {label} {outer.where} ({outer.rule}), "
         f"but {parts}{sum_of} cannot both hold; correct one of them."
     )
 

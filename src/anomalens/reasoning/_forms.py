@@ -131,6 +131,10 @@ def match(image, rule, type, label, given, value_of, other, wanted, answer_of, p
     """What one label is decides what another must be; pairs is None where both must be equal."""
     found = []
     for value, things in value_of(image, label):
+        if value is None:
+            reason = f"{label}: {given} is not known, expected one that goes with {wanted} of {other}"
+            found.append(image.finding(type, reason, rule=rule, objects=things, severity=severity))
+            continue
         if pairs is not None and value not in pairs:
             reason = f"{label}: {given} is {value}, expected one of {', '.join([str(key) for key in pairs])}"
             found.append(image.finding(type, reason, rule=rule, objects=things, severity=severity))
@@ -138,7 +142,8 @@ def match(image, rule, type, label, given, value_of, other, wanted, answer_of, p
         right = value if pairs is None else pairs[value]
         for answer, others in answer_of(image, other):
             if answer != right:
-                reason = f"{other}: {wanted} is {answer}, expected {right} because {given} of {label} is {value}"
+                told = "not known" if answer is None else answer
+                reason = f"{other}: {wanted} is {told}, expected {right} because {given} of {label} is {value}"
                 boxes = [] if others else [usual_box(image, other)]
                 both = [*things, *others]
                 found.append(image.finding(type, reason, rule=rule, objects=both, boxes=boxes, severity=severity))
@@ -160,8 +165,12 @@ def same(image, rule, type, labels, field, measure, within, severity=1.0):
     things = [thing for label in labels for thing in image.find(label)]
     values = [measure(thing) for thing in things]
     known = [value for value in values if value is not None]
+    names = " and ".join(labels)
+    if len(known) < len(things):
+        unknown = [thing for thing in things if measure(thing) is None]
+        reason = f"{names}: {field} is not known of {len(unknown)} of {len(things)}, expected the same number for all"
+        return [image.finding(type, reason, rule=rule, objects=unknown, severity=severity)]
     if len(known) < 2 or max(known) - min(known) <= within * max([abs(value) for value in known]):
         return []
-    names = " and ".join(labels)
     reason = f"{names}: {field} is {min(known):.4g} to {max(known):.4g}, expected the same within {100 * within:g} %"
     return [image.finding(type, reason, rule=rule, objects=things, severity=severity)]

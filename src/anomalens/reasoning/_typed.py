@@ -80,7 +80,8 @@ def limits_of(rule: Rule) -> tuple[Any, Any]:
             raise Wrong("exactly stands alone; leave out at_least and at_most.")
         return exact, exact
     if low is None and high is None:
-        raise Wrong(f"{rule.form!r} needs a range; add exactly, at_least or at_most.")
+        words = "at_least, at_most, or learnt: true" if rule.form == "size" else "exactly, at_least or at_most"
+        raise Wrong(f"{rule.form!r} needs a range; add {words}.")
     if low is not None and high is not None and low > high:
         raise Wrong(f"at least {low:g} and at most {high:g} cannot both hold; exchange them.")
     return low, high

@@ -420,10 +420,14 @@ def _odd(normal: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, Mapping[str
 
 
 def _why_none(ruleset: RuleSet, reports: Sequence[Report]) -> str:
-    counts = ", ".join(f"{name} {count}" for name, count in Counter(r.result for r in reports).items())
+    for_what = ruleset.category or "these rules"
     last = printable(" ".join(reports[-1].detail.split()))[:300].rstrip(".")
+    if all(report.result == "no_answer" for report in reports):
+        return f"no program could be asked for, for {for_what}: {last}."
+    counts = ", ".join(f"{name} {count}" for name, count in Counter(r.result for r in reports).items())
+    answers = f"{len(reports)} answer{'s' * (len(reports) != 1)}"
     return (
-        f"no program was accepted for {ruleset.category or 'these rules'} in {len(reports)} answers ({counts}); the last "
+        f"no program was accepted for {for_what} in {answers} ({counts}); the last "
         f"problem: {last or 'no program in the answer'}; reword the rules, allow more repairs or another model, or use "
         "typed rules, which need none."
     )

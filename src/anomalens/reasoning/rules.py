@@ -52,7 +52,7 @@ from ._typed import (
     sigmas,
     sized,
 )
-from .scene import Box, Scene, place_regions
+from .scene import UNKNOWN, Box, Scene, place_regions
 
 __all__ = [
     "FORMS",
@@ -87,8 +87,20 @@ class RuleSet:
     unreviewed: bool = False
 
     def place(self, scene: Scene) -> Scene:
-        """The scene with the regions of the rules, in its pixels; a program asks for them by name."""
-        return scene.with_regions(self.regions)
+        """The scene with the regions of the rules, in its pixels; a program asks for them by name.
+
+        Raises:
+            WrongInput: a region lies outside of the picture, so that nothing could ever be in it.
+        """
+        placed = scene.with_regions(self.regions)
+        for name in self.regions:
+            x0, y0, x1, y1 = box = placed.regions[name]
+            if x0 >= scene.width or y0 >= scene.height or x1 <= 0 or y1 <= 0:
+                raise WrongInput(
+                    f"region {name!r} is {list(box)}, outside of {scene.image_id or 'the picture'} with {scene.width} x "
+                    f"{scene.height} pixels; correct it, or give fractions from 0 to 1."
+                )
+        return placed
 
     def to_dict(self) -> dict[str, Any]:
         """As a file holds it; what follows from a typed form is left out, so that editing the form is enough."""
@@ -117,7 +129,7 @@ class RuleSet:
         if not isinstance(regions, Mapping):
             raise WrongInput(f"regions of {source} are {regions!r}; write name: [x0, y0, x1, y1].")
         place_regions(regions, 1, 1)  # refuses what is not a box
-        rules = tuple(_read_rule(rule, f"R{i}", source) for i, rule in enumerate(content["rules"], 1))
+        rules = tuple(_read_rule(rule, f"R{i}", source, labels) for i, rule in enumerate(content["rules"], 1))
         boxes = {str(name): tuple(float(v) for v in box) for name, box in regions.items()}
         category = str(content.get("category") or "")
         return cls(category, tuple(labels), rules, boxes, bool(content.get("unreviewed")))  # type: ignore[arg-type]
@@ -149,13 +161,43 @@ def parse(text: str, kind: Literal["JSON", "YAML"], source: str = "this rule set
     import yaml
 
     try:
-        content = json.loads(text) if kind == "JSON" else yaml.safe_load(text)
+        content = json.loads(text, object_pairs_hook=_each_once) if kind == "JSON" else _yaml(text)
+    except _Twice as error:
+        raise WrongInput(f"{source} says {error}; write it once.") from None
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else getattr(error, "lineno", None)
-        place = f" (line {line})" if line else ""
+        why = getattr(error, "problem", None) or getattr(error, "msg", None)
+        place = f" (line {line}{f': {_one_line(why)}' if why else ''})" if line else ""
         raise WrongInput(f"{source} is not {kind}{place}; correct it there.") from None
     return RuleSet.from_dict(content, source)
+
+
+class _Twice(Exception):
+    """A word that a mapping has twice, and where: readers of YAML and JSON would take the last one, unsaid."""
+
+
+def _each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    again = [name for name, times in Counter(name for name, _ in pairs).items() if times > 1]
+    if again:
+        raise _Twice(f"{again[0]!r} twice in one place")
+    return dict(pairs)
+
+
+def _yaml(text: str) -> Any:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            seen: set[str] = set()
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode):
+                    if key.value in seen:
+                        raise _Twice(f"{key.value!r} twice in one place (line {key.start_mark.line + 1})")
+                    seen.add(key.value)
+            return super().construct_mapping(node, deep)
+
+    return yaml.load(text, Loader)
 
 
 def save(ruleset: RuleSet, path: str | os.PathLike[str]) -> Path:
@@ -192,11 +234,17 @@ def _is_json(path: Path) -> bool:
     return path.suffix.lower() == ".json"
 
 
-def _read_rule(content: Any, number: str, source: str) -> Rule:
+def _read_rule(content: Any, number: str, source: str, labels: Sequence[str]) -> Rule:
     if isinstance(content, str):  # "quantity: the tray holds four nuts"
-        kind, _, text = content.partition(":")
+        kind, colon, text = content.partition(":")
+        if not colon:
+            raise WrongInput(
+                f"rule {number} of {source} is {content[:60]!r}; begin with its type, one of {', '.join(KINDS)}, and a colon."
+            )
         content = {"type": kind.strip().lower(), "text": text.strip()}
-    if not isinstance(content, Mapping):
+    if isinstance(content, Mapping):
+        content = _typed_words(content, labels)
+    else:
         raise WrongInput(
             f"rule {number} of {source} is {content!r}; write a form such as `count: nut`, or type and text."
         )
@@ -211,12 +259,37 @@ def _read_rule(content: Any, number: str, source: str) -> Rule:
     form = next((word for word in FORMS if word in params), "")
     kind = str(content.get("type") or (FORMS[form].kind if form else ""))
     if kind not in KINDS:
-        given = f"has the type {kind!r}" if kind else "has no type"
-        raise WrongInput(f"rule {name} of {source} {given}; a rule is one of {', '.join(KINDS)}.")
+        raise WrongInput(f"rule {name} of {source} {_no_kind(kind, params)}")
     text = " ".join(str(content.get("text") or "").split())
     if not form and not text:
         raise WrongInput(f"rule {name} of {source} says nothing; give it a form such as `count: nut`, or a text.")
     return Rule(name, kind, text or _in_words(params), params)  # type: ignore[arg-type]
+
+
+def _typed_words(content: Mapping[Any, Any], labels: Sequence[str]) -> Mapping[Any, Any]:
+    """`position: the caps point up`, which YAML reads as a mapping where it has no quotes, as type and text.
+
+    `size` is a form too, which never stands alone: alone, and with words instead of a label, it is the type.
+    """
+    for kind in KINDS:
+        said = content.get(kind)
+        if not isinstance(said, str) or "type" in content or "text" in content:
+            continue
+        if kind not in FORMS or (content.keys() <= {"id", kind} and " " in said.strip() and said not in labels):
+            return {**{word: value for word, value in content.items() if word != kind}, "type": kind, "text": said}
+    return content
+
+
+def _no_kind(kind: str, params: Mapping[str, Any]) -> str:
+    """What is wrong with a rule that has neither a form nor one of the types."""
+    types = f"a rule is one of {', '.join(KINDS)}"
+    if kind in FORMS:
+        return f"has the type {kind!r}, which is a form; write {kind}: LABEL in place of type and text."
+    if kind:
+        return f"has the type {kind!r}; {types}{near(kind, KINDS)}"
+    close = next(filter(None, (near(word, (*FORMS, *KINDS), "") for word in params)), "")
+    begin = f"; begin with a form, one of {', '.join(FORMS)}, or a type, one of {', '.join(KINDS)}."
+    return f"has no form and no type{close or begin}"
 
 
 def _is_pairs(value: Any) -> bool:
@@ -260,20 +333,25 @@ def _say(word: str, value: Any) -> str:
 def problems(ruleset: RuleSet, labels: Sequence[str] | None = None) -> list[str]:
     """What is wrong with the rules, one sentence each; empty when nothing is.
 
-    labels: what the parser can name; without them, the labels of the rule set, or none are checked.
+    labels: what the parser can name; without them, the labels of the rule set and `unknown`, or none are checked.
     """
-    known = ruleset.labels if labels is None else tuple(labels)
+    known = (*ruleset.labels, UNKNOWN) if labels is None and ruleset.labels else tuple(labels or ())
+    correct = (
+        "correct the rule or the parser" if ruleset.labels else "name the parts in labels: [...], or correct the rule"
+    )
+    advice = f"; {correct}."
     found = [_again(name) for name, times in Counter(r.id for r in ruleset.rules).items() if times > 1]
     if labels is not None:
-        found += [f"label {name!r}: {_no_label(name, known)}" for name in ruleset.labels if name not in known]
+        found += [f"label {name!r}: {_no_label(name, known, advice)}" for name in ruleset.labels if name not in known]
     found += [_too_long(name) for name in (*ruleset.labels, *ruleset.regions) if len(name) > LONGEST_NAME]
     try:
         place_regions(ruleset.regions, 1, 1)
     except WrongInput as error:
         return [*found, str(error)]  # places cannot be compared
+    found += [_too_narrow(name, box) for name, box in ruleset.regions.items() if _is_narrow(box)]
     sound = []
     for rule in ruleset.rules:
-        own = list(_problems_of(rule, ruleset, known))
+        own = list(_problems_of(rule, ruleset, known, advice))
         found += own
         if not own and rule.form:
             sound.append(rule)
@@ -288,12 +366,24 @@ def _too_long(name: str) -> str:
     return f"{name[:20]!r}... is a name of {len(name)} characters; use at most {LONGEST_NAME}."
 
 
-def _no_label(name: str, known: Sequence[str]) -> str:
+def _is_narrow(box: Sequence[float]) -> bool:
+    """Whether a box in pixels is hardly one: a fraction above 1 makes pixels of all four."""
+    return max(map(abs, box)) > 1 and min(box[2] - box[0], box[3] - box[1]) < 2
+
+
+def _too_narrow(name: str, box: Sequence[float]) -> str:
+    return (
+        f"region {name!r} is {list(box)}: pixels, since a number is above 1, and less than 2 of them wide or high; "
+        "give fractions from 0 to 1, or pixels, for all four."
+    )
+
+
+def _no_label(name: str, known: Sequence[str], advice: str) -> str:
     listed = ", ".join(known) or "nothing"
-    return f"no parser here knows {name!r} (known: {listed}){near(name, known, '; correct the rule or the parser.')}"
+    return f"no parser here knows {name!r} (known: {listed}){near(name, known, advice)}"
 
 
-def _problems_of(rule: Rule, ruleset: RuleSet, known: Sequence[str]) -> Iterator[str]:
+def _problems_of(rule: Rule, ruleset: RuleSet, known: Sequence[str], advice: str) -> Iterator[str]:
     """What is wrong with one rule by itself."""
     params, form = rule.params, rule.form
     if not form:
@@ -318,13 +408,14 @@ def _problems_of(rule: Rule, ruleset: RuleSet, known: Sequence[str]) -> Iterator
         return
     for name in labels_of(rule):
         if known and name not in known:
-            yield f"rule {rule.id}: {_no_label(name, known)}"
+            yield f"rule {rule.id}: {_no_label(name, known, advice)}"
         elif len(name) > LONGEST_NAME:
             yield f"rule {rule.id}: {_too_long(name)}"
     place = params.get("in")
     if place is not None and (not isinstance(place, str) or place not in ruleset.regions):
         listed = ", ".join(ruleset.regions) or "none"
-        yield f"rule {rule.id}: no region is named {place!r} (known: {listed}){near(str(place), list(ruleset.regions))}"
+        hint = near(str(place), list(ruleset.regions), "; add it to regions: {NAME: [x0, y0, x1, y1]}.")
+        yield f"rule {rule.id}: no region is named {place!r} (known: {listed}){hint}"
 
 
 # --- compiling ---------------------------------------------------------------------------------------------------
@@ -367,12 +458,15 @@ def compile(ruleset: RuleSet, labels: Sequence[str] | None = None) -> str:
 def warn_unreviewed(ruleset: RuleSet) -> None:
     """Say so when rules were drafted by a model and nobody has read them."""
     if ruleset.unreviewed:
-        warnings.warn(
-            f"the rules of {ruleset.category or 'this category'} were drafted by a model and are unreviewed; "
-            "read them, correct them, and remove `unreviewed: true`.",
-            UserWarning,
-            stacklevel=3,
-        )
+        warnings.warn(unreviewed_in_words(ruleset), UserWarning, stacklevel=3)
+
+
+def unreviewed_in_words(ruleset: RuleSet) -> str:
+    """What `warn_unreviewed` says."""
+    return (
+        f"the rules of {ruleset.category or 'this category'} were drafted by a model and are unreviewed; "
+        "read them, correct them, and remove `unreviewed: true`."
+    )
 
 
 def _one_line(text: str) -> str:

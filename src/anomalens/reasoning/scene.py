@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from ..errors import WrongInput
 from ..images import to_float
 
 SCHEMA = "logicode.scene/1"
+UNKNOWN = "unknown"  # the label of a thing that looks like no kind the parser has learnt
 DIGITS = 6  # significant
 Box = tuple[float, float, float, float]
 Attribute = str | float | bool
@@ -100,7 +101,57 @@ class Parsed:
     """What a parser makes of a picture: the scene, and the mask (H, W) bool of each object in the scene's order."""
 
     scene: Scene
-    masks: tuple[np.ndarray, ...]
+    masks: Sequence[np.ndarray]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A mask as what lies within a box: shape (h, w) bool, whose first pixel is (left, top) of the picture."""
+
+    shape: np.ndarray
+    top: int
+    left: int
+
+
+@dataclass(frozen=True)
+class Masks(Sequence[np.ndarray]):
+    """Masks of a picture of this size (H, W), each made whole when it is taken: thousands of small ones fit in memory."""
+
+    cuts: tuple[Cut, ...]
+    size: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.cuts)
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, index: slice) -> Masks: ...
+    def __getitem__(self, index: int | slice) -> np.ndarray | Masks:
+        if isinstance(index, slice):
+            return Masks(self.cuts[index], self.size)
+        cut, whole = self.cuts[index], np.zeros(self.size, bool)
+        height, width = cut.shape.shape
+        whole[cut.top : cut.top + height, cut.left : cut.left + width] = cut.shape
+        return whole
+
+
+def cut_out(numbered: np.ndarray, smallest: float) -> list[Cut]:
+    """The places (numbered from 1, as `regions.label` does) of at least `smallest` pixels, each cut out, in order."""
+    y, x = np.nonzero(numbered)
+    number = numbered[y, x]
+    areas = np.bincount(number)[1:]
+    ends = np.cumsum(areas)
+    together = np.argsort(number, kind="stable")
+    cuts = []
+    for i in np.flatnonzero(areas >= smallest):
+        own = together[ends[i] - areas[i] : ends[i]]
+        rows, columns = y[own], x[own]
+        top, left = int(rows.min()), int(columns.min())
+        shape = np.zeros((int(rows.max()) + 1 - top, int(columns.max()) + 1 - left), bool)
+        shape[rows - top, columns - left] = True
+        cuts.append(Cut(shape, top, left))
+    return cuts
 
 
 def _object(content: Mapping[str, Any]) -> SceneObject:
@@ -135,7 +186,7 @@ def _plain(value: Any) -> Any:
 
 
 def measure(
-    masks: Sequence[np.ndarray],
+    masks: Sequence[np.ndarray | Cut],
     labels: Sequence[str],
     image: np.ndarray,
     *,
@@ -148,7 +199,7 @@ def measure(
     """Measure every object of a picture. Masks without a single pixel are left out.
 
     Args:
-        masks: each (H, W), true where the object is; they may overlap.
+        masks: each (H, W), true where the object is, or cut out; they may overlap.
         labels: one for each mask.
         image: (H, W, 3) uint8 or uint16.
         scores: one for each mask, 0..1; 1.0 without.
@@ -166,29 +217,40 @@ def measure(
     height, width = image.shape[:2]
     colours = to_float(image)
     objects: list[SceneObject] = []
-    kept: list[np.ndarray] = []
+    kept: list[Cut] = []
     for i, (mask, name) in enumerate(zip(masks, labels, strict=True)):
-        mask = np.asarray(mask)
-        if mask.shape != (height, width):
-            raise WrongInput(
-                f"mask {i} ({name}) is {mask.shape}, the picture is {(height, width)}; "
-                "give (H, W) masks of the picture's size."
-            )
-        mask = mask.astype(bool, copy=False)
-        if not mask.any():
+        if not isinstance(mask, Cut):
+            mask = np.asarray(mask)
+            if mask.shape != (height, width):
+                raise WrongInput(
+                    f"mask {i} ({name}) is {mask.shape}, the picture is {(height, width)}; "
+                    "give (H, W) masks of the picture's size."
+                )
+            mask = _cut(mask.astype(bool, copy=False))
+        if not mask.shape.any():
             continue
         extra = dict(attributes[i]) if attributes is not None else {}
         score = float(scores[i]) if scores is not None else 1.0
         objects.append(_measure(len(objects), str(name), score, mask, colours, extra))
         kept.append(mask)
     scene = Scene(width, height, category, image_id, tuple(objects), place_regions(regions or {}, width, height))
-    return Parsed(scene, tuple(kept))
+    return Parsed(scene, Masks(tuple(kept), (height, width)))
+
+
+def _cut(mask: np.ndarray) -> Cut:
+    """The part (h, w) of a mask (H, W) that holds its pixels, copied so that the whole need not be kept."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return Cut(np.zeros((0, 0), bool), 0, 0)
+    top, left = int(rows[0]), int(columns[0])
+    return Cut(mask[top : rows[-1] + 1, left : columns[-1] + 1].copy(), top, left)
 
 
 def _measure(
-    number: int, name: str, score: float, mask: np.ndarray, colours: np.ndarray, attributes: dict[str, Attribute]
+    number: int, name: str, score: float, mask: Cut, colours: np.ndarray, attributes: dict[str, Attribute]
 ) -> SceneObject:
-    y, x = np.nonzero(mask)
+    y, x = np.nonzero(mask.shape)
+    y, x = y + mask.top, x + mask.left
     area = len(x)
     length, thickness, angle = smallest_rectangle(outer_corners(x, y))
     rgb = colours[y, x].astype(np.float64)
@@ -197,7 +259,7 @@ def _measure(
         label=name,
         score=rounded(score),
         area=area,
-        area_frac=rounded(area / mask.size),
+        area_frac=rounded(area / (colours.shape[0] * colours.shape[1])),
         bbox=(int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1),
         center=(rounded(x.mean() + 0.5), rounded(y.mean() + 0.5)),
         length=rounded(length),

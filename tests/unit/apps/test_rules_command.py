@@ -83,7 +83,7 @@ def test_without_good_pictures_a_broken_rule_is_rejected(folder, tmp_path):
         ("R1", "nut: 3 in the picture, expected exactly 4"),
         ("R2", "nut: 0 in row 2, column 2 of left, expected exactly 1"),
     ]
-    assert "1 of 4 pictures keeps all 3 rules. Broken: R1 in 2, R2 in 2, R3 in 2." in result.stdout
+    assert "1 of 4 pictures keeps all 3 rules. Broken: R1 (count nut: exactly 4) in 2, R2 (" in result.stdout
     assert "no false-alarm rate is promised: a picture that breaks a rule is rejected" in result.stdout
     page = (tmp_path / "out" / "index.html").read_text()
     assert "3 of 4 pictures break a rule" in page
@@ -259,6 +259,31 @@ def test_draft_writes_unreviewed_rules(folder, tmp_path):
     assert "unreviewed" in run("rules", "check", tmp_path / "r.yaml").stdout
     assert "is there already" in refused(*words, "--model", "m", "--base-url", "http://127.0.0.1:9/v1")
     assert "r.txt ends in .txt" in refused("rules", "draft", folder / "good", "--out", tmp_path / "r.txt")
+
+
+def test_a_slow_server_is_waited_for_and_drafted_rules_are_used_with_a_word(folder, tmp_path):
+    pytest.importorskip("httpx")
+    words = ("rules", "draft", folder / "good", "--out", tmp_path / "r.yaml", "--labels", "nut")
+    with ScriptedChatServer([Step(DRAFT, delay=1.5)] * 4) as server:
+        run(*words, *server_options(server), "--timeout", 9, "--max-tokens", 8192)
+        assert [request.json["max_tokens"] for request in server.requests] == [8192]
+    (tmp_path / "t.yaml").write_text(TRAY + "unreviewed: true\n")
+    made = run("rules", "compile", tmp_path / "t.yaml", "--out", tmp_path / "p.py")
+    assert made.stderr.count("were drafted by a model and are unreviewed; read them") == 1
+    judged = run("rules", "run", tmp_path / "t.yaml", folder / "new", *PARSER, "--out", tmp_path / "out")
+    assert judged.stderr.count("were drafted by a model and are unreviewed; read them") == 1
+
+
+def test_rules_that_no_good_picture_keeps_are_told_on_top(folder, tmp_path):
+    (tmp_path / "five.yaml").write_text("labels: [nut]\nrules: [{count: nut, exactly: 5}]\n")
+    told = run("rules", "run", tmp_path / "five.yaml", folder / "new", "--good", folder / "good", *PARSER, "--out",
+               tmp_path / "out").stdout  # fmt: skip
+    assert "3 of 4 pictures" not in told
+    assert "Most good pictures break R1, so that breaking it rejects nothing: look at what the parser finds" in told
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "Most good pictures break R1" in page
+    assert "The rules do not fit: most good pictures break them" in page
+    assert "pictures belong" not in page
 
 
 # --explain

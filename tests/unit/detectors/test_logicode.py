@@ -141,6 +141,30 @@ def test_good_pictures_that_break_rules_are_counted():
     assert state == "LogiCode checks 3 rules; of 6 good pictures 1 breaks one (R1: 1, R2: 1)."
 
 
+def test_rules_that_do_not_fit_and_rules_that_are_not_checked_are_named():
+    state = made("labels: [nut]\nrules: [{count: nut, exactly: 5}]\n").fit(trays(6)).state()
+    assert "6 break one (R1: 6). Most good pictures break R1, so that breaking it rejects nothing: look at" in state
+    state = made(program="def check(image):\n    return []\n").fit(trays(6)).state()
+    assert state.endswith("all keep them. The program never names R1, R2 and R3: look whether it checks that.")
+    with pytest.warns(UserWarning, match="unreviewed"):
+        state = made(TRAY + "unreviewed: true\n").fit(trays(6)).state()
+    assert state.endswith("all keep them. The rules were drafted by a model and are unreviewed.")
+
+
+def test_a_program_of_your_own_that_fails_is_to_be_corrected():
+    with pytest.raises(WrongInput, match=r"failed in line 2 .* on the good picture .*; correct the program\."):
+        made(program='def check(image):\n    return [image.find("nut")[4]]\n').fit(trays(3))
+
+
+def test_a_region_outside_of_the_picture_is_refused_or_told():
+    rules = TRAY.replace("right: [0.6667, 0, 1, 1]", "right: [900, 0, 1000, 100]")
+    with pytest.raises(WrongInput, match=r"region 'right' is .* outside of 4-0.png with 192 x 128 pixels"):
+        made(rules).fit(trays(3))
+    found = one(made(rules))
+    assert (found.verdict, found.score) == ("reject", 1.0)
+    assert "outside of" in found.reasons[0].text
+
+
 def test_calibration_promises_what_the_count_allows():
     detector = fit_calibrated(made(LEARNT), trays(12))
     fine, missing = (detector.calibration.judge(p) for p in detector.predict([tray(LEFT, 70), tray(MISSING, 71)]))

@@ -392,6 +392,7 @@ def test_a_server_that_gives_no_answer_ends_it(executor, steps):
         write(RULES, NORMAL, scripted(server), executor)
     assert [r.result for r in caught.value.reports] == ["no_answer"]
     assert server.url in str(caught.value)
+    assert "reword" not in str(caught.value)  # the rules are not to blame
     assert len(server.requests) == len(steps)
 
 

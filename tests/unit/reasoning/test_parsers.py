@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -466,3 +467,17 @@ def test_parts_refuse_what_they_cannot_learn_from():
             Parts(**wrong)
     with pytest.raises(WrongInput, match="above 0"):
         Parts(sensitivity=0)
+
+
+def test_thousands_of_small_things_fit_in_memory():
+    picture = np.zeros((512, 512, 3), np.uint8)
+    for y in range(4, 508, 8):
+        for x in range(4, 508, 8):
+            picture[y : y + 4, x : x + 5] = (255, 0, 0)
+    tracemalloc.start()
+    parsed = ColorBlobs({"spot": "red"}).parse(sample(picture))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(parsed.masks) == 63 * 63
+    assert peak < 63 * 63 * 512 * 512 / 10  # a whole mask for each of them would take ten times as much
+    assert np.array_equal(np.flatnonzero(parsed.masks[-1].any(axis=1)), np.arange(500, 504))

@@ -397,10 +397,11 @@ def test_rules_that_can_all_hold_are_left_alone(given):
         ({"count": "nut", "exacly": 4, "at_most": 4}, "not 'exacly'; did you mean 'exactly'"),
         ({"count": "nut", "exactly": 1, "in": "lefft"}, "no region is named 'lefft' .* did you mean 'left'"),
         ({"count": "nut", "exactly": 1, "in": ["left"]}, "no region is named"),
+        ({"count": "nut", "exactly": 1, "in": "bowl"}, "no region is named 'bowl' .*; add it to regions"),
         ({"count": "nut", "exactly": 1, "cells": [2]}, r"cells is \[2\]; give \[rows, columns\]"),
         ({"count": "nut", "exactly": 1, "cells": [0, 2]}, "cells is"),
         ({"count": "nut", "exactly": 1, "severity": 0}, "severity is 0"),
-        ({"size": "nut"}, "'size' needs a range"),
+        ({"size": "nut"}, "'size' needs a range; add at_least, at_most, or learnt: true"),
         ({"size": "nut", "field": "lenght", "at_most": 1}, "field is 'lenght'; .* did you mean 'length'"),
         ({"size": "nut", "field": ["length"], "at_most": 1}, "field is"),
         ({"size": "nut", "learnt": True, "at_most": 1}, "learnt or given"),
@@ -433,13 +434,87 @@ def test_labels_that_no_parser_knows():
     ruleset = rules({"count": "nutt", "exactly": 1}, {"place": "nut", "above": "bolt"})
     assert problems(ruleset, ("nut", "washer")) == [
         "rule R1: no parser here knows 'nutt' (known: nut, washer); did you mean 'nut'?",
-        "rule R2: no parser here knows 'bolt' (known: nut, washer); correct the rule or the parser.",
+        "rule R2: no parser here knows 'bolt' (known: nut, washer); name the parts in labels: [...], or correct the rule.",
     ]
     with pytest.raises(WrongInput, match=r"knows 'nutt' .* \(1 more: see problems\(\)\)"):
         compile(ruleset, ("nut", "washer"))
     assert problems(rules(labels=["nut", "cap"]), ("nut",)) == [
         "label 'cap': no parser here knows 'cap' (known: nut); correct the rule or the parser."
     ]
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("rules:\n- {count: nut, exactly: 4}\nrules:\n- {absent: nut}\n", r"'rules' twice in one place \(line 3\)"),
+        ("rules:\n- {count: nut,\n   count: bolt, exactly: 4}\n", r"'count' twice in one place \(line 3\)"),
+        ('{"rules": [{"count": "nut", "count": "bolt"}]}', "'count' twice in one place; write it once"),
+    ],
+)
+def test_a_word_that_is_there_twice_hides_no_rule(tmp_path, written, said):
+    path = tmp_path / ("rules.json" if written.startswith("{") else "rules.yaml")
+    path.write_text(written)
+    with pytest.raises(WrongInput, match=said):
+        load(path)
+
+
+def test_words_need_no_quotes(tmp_path):
+    path = tmp_path / "rules.yaml"
+    path.write_text(
+        "labels: [nut, long screw]\nrules:\n- position: the caps point upwards\n- size: all nuts are equally long\n"
+        "- 'quantity: four'\n- {id: B, matching: cap and base agree}\n- {size: long screw}\n"
+        "- {size: nut, at_most: 4}\n"
+    )
+    assert [(r.id, r.type, r.text, r.form) for r in load(path).rules] == [
+        ("R1", "position", "the caps point upwards", ""),
+        ("R2", "size", "all nuts are equally long", ""),
+        ("R3", "quantity", "four", ""),
+        ("B", "matching", "cap and base agree", ""),
+        ("R5", "size", "size long screw", "size"),
+        ("R6", "size", "size nut: at most 4", "size"),
+    ]
+
+
+def test_a_region_of_mixed_units_or_outside_of_the_picture_checks_nothing_unsaid():
+    half = rules({"absent": "nut", "in": "right"}, regions={"right": [0.66, 0, 1.5, 1]})
+    assert [re.sub(":.*;", ";", said) for said in problems(half)] == [
+        "region 'right' is [0.66, 0.0, 1.5, 1.0]; give fractions from 0 to 1, or pixels, for all four."
+    ]
+    assert problems(rules({"absent": "nut", "in": "right"}, regions={"right": [0, 0, 2, 2]})) == []
+    away = rules({"absent": "nut", "in": "right"}, regions={"right": [200, 0, 300, 100]})
+    with pytest.raises(WrongInput, match=r"region 'right' is \[200.0, .* outside of the picture with 200 x 100 pixels"):
+        away.place(scene())
+    edge = rules({"absent": "nut", "in": "right"}, regions={"right": [199, 0, 300, 100]})
+    assert edge.place(scene()).regions == {"right": (199, 0, 300, 100)}
+
+
+def test_a_pair_that_contradicts_is_told_once():
+    said = problems(
+        rules(
+            {"count": "nut", "exactly": 4},
+            {"count": "nut", "exactly": 5, "in": "left"},
+            {"present": "nut", "in": "right"},
+        )
+    )
+    assert [line.split(" contradict")[0] for line in said] == ["rules R1 and R2"]
+    (said,) = problems(rules({"absent": "nut"}, {"count": "nut", "exactly": 5}))
+    assert "no nut in the picture (R1), but exactly 5" in said
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"match": "juice.fruit", "to": "icon.fruit"},
+        {"match": "juice.fruit", "to": "icon.count", "pairs": {"cherry": 1}},
+        {"match": "icon.count", "to": "juice.fruit"},
+        {"same": ["juice", "icon"], "field": "attributes.fruit"},
+        {"size": "juice", "field": "attributes.fruit", "at_least": 1},
+    ],
+)
+def test_an_attribute_that_the_parser_does_not_give_breaks_the_rule(rule):
+    found = judge(rules(rule), scene(("juice", 5, 5, 15, 15), ("icon", 25, 5, 35, 15)))
+    assert found
+    assert all("not known" in finding["reason"] for finding in found)
 
 
 def test_ids_must_differ_and_names_be_short():
@@ -498,10 +573,13 @@ def test_params_may_be_nested_and_ids_left_out():
         ({"rules": [], "regions": [1]}, r"regions of .* are \[1\]"),
         ({"rules": [], "regions": {"a": [1, 2]}}, "region 'a' is"),
         ({"rules": [5]}, "rule R1 of .* is 5"),
-        ({"rules": [{}]}, "rule R1 of .* has no type"),
-        ({"rules": [{"text": "four nuts"}]}, "has no type"),
-        ({"rules": ["four nuts"]}, "has the type 'four nuts'"),
+        ({"rules": [{}]}, "rule R1 of .* has no form and no type; begin with a form, one of count, "),
+        ({"rules": [{"text": "four nuts"}]}, "has no form and no type"),
+        ({"rules": [{"cuont": "nut", "exactly": 4}]}, "has no form and no type; did you mean 'count'?"),
+        ({"rules": ["four nuts"]}, "rule R1 of .* is 'four nuts'; begin with its type, one of quantity, "),
+        ({"rules": ["quantiy: four nuts"]}, "has the type 'quantiy'; .* did you mean 'quantity'?"),
         ({"rules": [{"type": "number", "count": "nut", "exactly": 1}]}, "has the type 'number'"),
+        ({"rules": [{"type": "count", "text": "four nuts"}]}, "the type 'count', which is a form; write count: LABEL"),
         ({"rules": [{"type": "quantity"}]}, "says nothing"),
         ({"rules": [{"type": "quantity", "text": "a", "params": [1]}]}, r"params of rule R1 .* are \[1\]"),
     ],
@@ -517,10 +595,10 @@ def test_files_that_cannot_be_used(tmp_path):
     with pytest.raises(Unreadable, match="no such file"):
         load(tmp_path / "none.yaml")
     (tmp_path / "bad.yaml").write_text("rules: [\n- {count: nut\n")
-    with pytest.raises(WrongInput, match=r"is not YAML \(line 2\)"):
+    with pytest.raises(WrongInput, match=r"is not YAML \(line 2: expected the node content, but found '-'\)"):
         load(tmp_path / "bad.yaml")
     (tmp_path / "bad.json").write_text('{"rules": [}')
-    with pytest.raises(WrongInput, match=r"is not JSON \(line 1\)"):
+    with pytest.raises(WrongInput, match=r"is not JSON \(line 1: Expecting value\)"):
         load(tmp_path / "bad.json")
     (tmp_path / "code.yaml").write_text("rules: !!python/object/apply:os.system ['true']")
     with pytest.raises(WrongInput, match="is not YAML"):

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from anomalens.errors import WrongInput
 from anomalens.reasoning.scene import (
+    Masks,
     Scene,
     convex_hull,
+    cut_out,
     grid,
     measure,
     place_regions,
@@ -23,6 +25,7 @@ from anomalens.reasoning.scene import (
     statistics,
     to_hsv,
 )
+from anomalens.regions import label as components
 
 GREY = np.full((40, 60, 3), 128, np.uint8)
 
@@ -142,6 +145,8 @@ def test_objects_and_masks_stay_together_and_empty_masks_are_left_out():
     parsed = measure([box(0, 0, 2, 2), box(0, 0, 0, 0), box(5, 5, 9, 9)], ["a", "b", "c"], GREY, scores=[0.5, 0.6, 0.7])
     assert [(o.id, o.label, o.score) for o in parsed.scene.objects] == [(0, "a", 0.5), (1, "c", 0.7)]
     assert [mask.sum() for mask in parsed.masks] == [4, 16]
+    assert np.array_equal(parsed.masks[-1], box(5, 5, 9, 9))
+    assert [np.array_equal(mask, box(0, 0, 2, 2)) for mask in parsed.masks[:1]] == [True]
 
 
 def test_floats_have_six_significant_digits():
@@ -243,3 +248,16 @@ def test_wrong_calls_are_one_sentence():
         measure([box(0, 0, 1, 1)], ["a", "b"], GREY)
     with pytest.raises(WrongInput, match=r"mask 0 \(a\) is \(3, 3\)"):
         measure([np.ones((3, 3), bool)], ["a"], GREY)
+
+
+def test_places_are_cut_out_in_order():
+    numbered, count = components(np.random.default_rng(0).random((40, 50)) > 0.6)
+    cuts = cut_out(numbered, 3)
+    whole = [numbered == i for i in range(1, count + 1)]
+    whole = [mask for mask in whole if mask.sum() >= 3]
+    assert len(cuts) == len(whole) > 10
+    assert all(np.array_equal(a, b) for a, b in zip(Masks(tuple(cuts), (40, 50)), whole, strict=True))
+    grey = np.random.default_rng(1).integers(0, 255, (40, 50, 3)).astype(np.uint8)
+    labels = ["a"] * len(cuts)
+    assert measure(cuts, labels, grey).scene == measure(whole, labels, grey).scene
+    assert cut_out(np.zeros((4, 4), int), 1) == []

@@ -51,17 +51,29 @@ def create(name: str, /, **settings: Any) -> Parser:
     """A parser with these settings.
 
     Raises:
-        UnknownName: no parser, or none of its settings, has this name.
+        UnknownName: no parser, or none of its settings, has this name. WrongInput: a setting is missing or wrong.
     """
     stem = name.lower().replace("_", "-")
     if stem not in names():
         raise unknown("parser", name, names())
     kind = import_module(f"{__name__}.{stem.replace('-', '_')}").PARSER
-    known = [f.name for f in dataclasses.fields(kind)]
+    fields = dataclasses.fields(kind)
+    known = [f.name for f in fields]
     for word in settings:
         if word not in known:
             raise unknown(f"setting of {stem}", word, known)
-    parser: Parser = kind(**settings)
+    default = dataclasses.MISSING
+    needed = [f.name for f in fields if f.default is default and f.default_factory is default]
+    for word in needed:
+        if word not in settings:
+            raise WrongInput(
+                f"the parser {stem} is missing its setting {word!r}; give it in parser_settings, {{{word!r}: ...}}, see "
+                "docs/rules.md."
+            )
+    try:
+        parser: Parser = kind(**settings)
+    except TypeError as error:
+        raise WrongInput(f"a setting of the parser {stem} is of another kind than it takes: {error}.") from None
     return parser
 
 

@@ -12,7 +12,7 @@ from ...errors import WrongInput
 from ...images import to_float
 from ...regions import label as components
 from ...types import Sample
-from ..scene import Parsed, measure, to_hsv
+from ..scene import Parsed, cut_out, measure, to_hsv
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -49,8 +49,10 @@ class ColorBlobs:
     learned: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        if not self.ranges:
-            raise WrongInput("color-blobs needs ranges, label to colour, such as {'nut': 'brown'}.")
+        if not self.ranges or not isinstance(self.ranges, Mapping):
+            raise WrongInput(
+                f"ranges of color-blobs is {self.ranges!r}; give label to colour, such as {{'nut': 'brown'}}."
+            )
         for name in self.ranges:
             self._bounds(name)
 
@@ -66,12 +68,9 @@ class ColorBlobs:
         hsv = to_hsv(to_float(image))
         masks, names = [], []
         for name in self.ranges:
-            numbered, count = components(self._inside(name, hsv))
-            areas = np.bincount(numbered.ravel(), minlength=count + 1)
-            for i in range(1, count + 1):
-                if areas[i] >= self.smallest:
-                    masks.append(numbered == i)
-                    names.append(name)
+            places = cut_out(components(self._inside(name, hsv))[0], self.smallest)
+            masks += places
+            names += [name] * len(places)
         return measure(masks, names, image, category=sample.category, image_id=sample.id, regions=self.regions)
 
     def _inside(self, name: str, hsv: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import numpy as np
 
@@ -18,12 +18,11 @@ from ...errors import NotFitted, WrongInput
 from ...images import resize, to_float
 from ...regions import label as components
 from ...types import Sample
-from ..scene import Parsed, SceneObject, convex_hull, measure, outer_corners
+from ..scene import UNKNOWN, Cut, Masks, Parsed, SceneObject, convex_hull, cut_out, measure, outer_corners
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-UNKNOWN = "unknown"  # the label of what looks like no kind
 CLUTTER = ""
 LONGEST = 512  # pixels of the longest side while looking for parts
 MOST_PICTURES = 32  # that the background is learnt from
@@ -110,11 +109,13 @@ class Parts:
         self._require_fit()
         parsed = self._find(sample)
         named = [
-            (replace(o, label=self._name(_vector(o))), m)
-            for o, m in zip(parsed.scene.objects, parsed.masks, strict=True)
+            (replace(thing, label=self._name(_vector(thing))), cut)
+            for thing, cut in zip(parsed.scene.objects, cast(Masks, parsed.masks).cuts, strict=True)
         ]
-        kept = [(replace(o, id=i), m) for i, (o, m) in enumerate((o, m) for o, m in named if o.label != CLUTTER)]
-        return Parsed(replace(parsed.scene, objects=tuple(o for o, _ in kept)), tuple(m for _, m in kept))
+        kept = [(thing, cut) for thing, cut in named if thing.label != CLUTTER]
+        objects = tuple(replace(thing, id=i) for i, (thing, _) in enumerate(kept))
+        size = parsed.scene.height, parsed.scene.width
+        return Parsed(replace(parsed.scene, objects=objects), Masks(tuple(cut for _, cut in kept), size))
 
     def describe(self) -> list[dict[str, Any]]:
         """What each kind is: label, count per normal picture, area as a share of the picture, aspect, fill, colour (rgb)."""
@@ -144,12 +145,11 @@ class Parts:
         difference = self._difference(_to_lab(small))
         different = _at_half_height(difference, difference > self.threshold / self.sensitivity)
         different = _neighbours(different) >= 5  # the majority of nine: no speck, no frayed edge
-        masks = []
-        for shape, (top, left) in _places(different, self.smallest * different.size):
-            for part in _split(shape) if self.split else [shape]:
-                whole = np.zeros(different.shape, bool)
-                whole[top : top + part.shape[0], left : left + part.shape[1]] = part
-                masks.append(_enlarge(whole, image.shape[:2]))
+        masks = [
+            _enlarged(replace(place, shape=part), different.shape, image.shape[:2])
+            for place in _places(different, self.smallest * different.size)
+            for part in (_split(place.shape) if self.split else [place.shape])
+        ]
         return measure(
             masks, [""] * len(masks), image, category=sample.category, image_id=sample.id, regions=self.regions
         )
@@ -337,18 +337,9 @@ def _neighbours(mask: np.ndarray, corners: bool = True) -> np.ndarray:
     return p[:-2, 1:-1] + across[1:-1] + p[2:, 1:-1]
 
 
-def _places(mask: np.ndarray, smallest: float) -> list[tuple[np.ndarray, tuple[int, int]]]:
-    """Connected places with small holes filled: (shape (h, w) bool, (y, x) of its corner)."""
-    numbered, count = components(mask)
-    areas = np.bincount(numbered.ravel(), minlength=count + 1)
-    found = []
-    for i in np.flatnonzero(areas >= max(smallest, 1)):
-        if i == 0:
-            continue
-        y, x = np.nonzero(numbered == i)
-        y0, y1, x0, x1 = y.min(), y.max() + 1, x.min(), x.max() + 1
-        found.append((_filled(numbered[y0:y1, x0:x1] == i), (int(y0), int(x0))))
-    return found
+def _places(mask: np.ndarray, smallest: float) -> list[Cut]:
+    """Connected places with small holes filled."""
+    return [replace(place, shape=_filled(place.shape)) for place in cut_out(components(mask)[0], smallest)]
 
 
 def _filled(shape: np.ndarray, largest: float = 0.05) -> np.ndarray:
@@ -434,13 +425,15 @@ def _grown(owner: np.ndarray, shape: np.ndarray) -> list[np.ndarray]:
         owner = grown
 
 
-def _enlarge(mask: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """A mask at another size, each pixel from the nearest."""
-    if mask.shape == tuple(size):
-        return mask
-    rows = ((np.arange(size[0]) + 0.5) * mask.shape[0] / size[0]).astype(int)
-    cols = ((np.arange(size[1]) + 0.5) * mask.shape[1] / size[1]).astype(int)
-    return mask[np.ix_(rows, cols)]
+def _enlarged(part: Cut, size: tuple[int, ...], wanted: tuple[int, ...]) -> Cut:
+    """A part of a picture of one size (H, W) in the same picture at another size, each pixel from the nearest."""
+    starts, chosen = [], []
+    for own, whole, new, first in zip(part.shape.shape, size, wanted, (part.top, part.left), strict=True):
+        from_part = ((np.arange(new) + 0.5) * whole / new).astype(int) - first
+        inside = np.flatnonzero((from_part >= 0) & (from_part < own))
+        starts.append(int(inside[0]) if len(inside) else 0)
+        chosen.append(from_part[inside])
+    return Cut(part.shape[np.ix_(*chosen)], *starts)
 
 
 # --- kinds -------------------------------------------------------------------------------------------------------
