@@ -520,4 +520,4 @@ def test_train_aux_writes_a_file_that_inspect_takes(tmp_path):
     how["settings"].append(f"adapter={out}")
     new = tmp_path / "data" / "cloth" / "test" / "good"
     found = inspect(str(new), None, str(tmp_path / "report"), method="vlad", **how)
-    assert "1 pictures" in found["words"]
+    assert "1 picture:" in found["words"]
