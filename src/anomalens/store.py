@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from . import __version__
 from .detector import Detector, create
 from .errors import AnomalensError, CannotWrite, NotFitted, WrongInput
-from .files import replace_folder
+from .files import replace_folder, writing
 from .thresholds import Calibration
 
 FORMAT = 1
@@ -36,8 +37,7 @@ def save(detector: Detector, folder: str | os.PathLike[str]) -> Path:
     if not detector.fitted:
         raise NotFitted(f"{type(detector).__name__} can be saved only after fit: call fit(samples) first.")
     folder = Path(folder)
-    if folder.exists() and not (folder / "detector.json").exists() and (folder.is_file() or any(folder.iterdir())):
-        raise CannotWrite(f"{folder} exists and is not a saved detector; choose another folder or empty this one.")
+    require_target(folder)
     arrays: dict[str, np.ndarray] = {}
     content = {"format": FORMAT, "anomalens": __version__, "numpy": np.__version__, **pack(detector, "", arrays)}
 
@@ -50,6 +50,20 @@ def save(detector: Detector, folder: str | os.PathLike[str]) -> Path:
 
     replace_folder(folder, write)
     return folder
+
+
+def require_target(folder: str | os.PathLike[str]) -> None:
+    """Refuse a folder in which no detector can be saved: worth asking before there is a fit to lose.
+
+    Raises:
+        CannotWrite: it holds something that is not a saved detector, or the folder above takes nothing.
+    """
+    target = Path(folder)
+    with writing(target):
+        if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / "detector.json").exists()):
+            raise CannotWrite(f"{target} exists and is not a saved detector; choose another folder or empty this one.")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.rmdir(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
 
 
 def load(folder: str | os.PathLike[str], **settings: Any) -> Detector:

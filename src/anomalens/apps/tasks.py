@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
-import tempfile
 import textwrap
 import time
 import typing
@@ -28,8 +26,8 @@ from ..datasets import open_folder
 from ..datasets.folder import Folder
 from ..datasets.json_lines import JsonLines
 from ..detector import Detector, create, setting_types
-from ..errors import CannotWrite, Unreadable, WrongInput, unknown
-from ..files import write_atomic, writing
+from ..errors import Unreadable, WrongInput, unknown
+from ..files import write_atomic
 from ..parts.sizes import parse_bytes
 from ..parts.train import rank
 from ..reasoning.pictures import on_its_grid
@@ -73,7 +71,7 @@ def inspect(
     """
     watch = Watch(quiet)
     if good and save_model:
-        refuse_target(save_model)
+        store.require_target(save_model)
     pictures = open_folder(new)
     learn = open_folder(good) if good else None
     fresh, words = apart(pictures, learn)
@@ -122,7 +120,7 @@ def fit(
     quiet = quiet or rank() > 0
     watch = Watch(quiet)
     if rank() == 0:
-        refuse_target(out)
+        store.require_target(out)
     folder = open_folder(good)
     detector, choice = choose(method, True, good=good, seed=seed, **how)
     say(choice, quiet)
@@ -492,16 +490,6 @@ def _real(sample: Sample) -> str | None:
 def good_ones(folder: Listed) -> list[Sample]:
     """What a folder offers to learn from."""
     return [s for s in folder.train() if s.label != 1]
-
-
-def refuse_target(folder: str) -> None:
-    """Refuse, before there is anything to lose, a folder in which the detector could not be saved afterwards."""
-    target = Path(folder)
-    with writing(target):
-        if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / "detector.json").exists()):
-            raise CannotWrite(f"{target} exists and is not a saved detector; choose another folder or empty this one.")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.rmdir(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
 
 
 def enough(normal: list[Sample], folder: str, otherwise: str) -> None:
