@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from anomalens.apps import bench
-from anomalens.apps.cli import main
 from anomalens.bench import plan as plans
 from anomalens.datasets.procedural import Procedural
 from anomalens.detectors.patchcore import PatchCore
+from tests.support import command
 
-
-def run(*arguments: object, code: int = 0):
-    result = CliRunner().invoke(main, ["bench", *map(str, arguments)])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output + result.stderr
-    return result
+run = partial(command.run, "bench")
 
 
 @pytest.fixture(scope="module")

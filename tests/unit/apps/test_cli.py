@@ -16,24 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 
 import anomalens as al
 from anomalens.apps import cli
-from anomalens.apps.cli import main
 from anomalens.apps.tasks import telling_view
 from anomalens.datasets.procedural import Procedural
 from anomalens.types import Prediction, Reason, Sample, View
-
-
-def run(*arguments: object, code: int = 0):
-    result = CliRunner().invoke(main, [str(a) for a in arguments])
-    said = result.output + (result.stderr or "")
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, said
-    return result
+from tests.support.command import run
 
 
 def refused(*arguments: object) -> str:

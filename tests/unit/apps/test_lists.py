@@ -8,22 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 
-from anomalens.apps.cli import main
 from tests.support.chat_server import ScriptedChatServer
+from tests.support.command import run
 from tests.support.oracle import PixelOracle
 
 pytest.importorskip("httpx")
-
-
-def run(*words: object, code: int = 0):
-    result = CliRunner().invoke(main, [str(word) for word in words])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output + result.stderr
-    return result
 
 
 @pytest.fixture

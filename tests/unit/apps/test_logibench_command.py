@@ -6,14 +6,13 @@ import csv
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
-from click.testing import CliRunner
 
-from anomalens.apps.cli import main
-from tests.support import mini_loco
+from tests.support import command, mini_loco
 from tests.support.chat_server import ScriptedChatServer
 from tests.unit.apps.test_bench_report import Page
 
@@ -28,12 +27,7 @@ BLOBS = {
 }
 
 
-def bench(*arguments: object, code: int = 0):
-    result = CliRunner().invoke(main, ["bench", *map(str, arguments)])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output + result.stderr
-    return result
+bench = partial(command.run, "bench")
 
 
 @pytest.fixture(scope="module")

@@ -6,14 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 import anomalens as al
 from anomalens.apps import tasks
-from anomalens.apps.cli import main
 from anomalens.apps.naming import called, name_of_thing
 from anomalens.datasets.procedural import Procedural
 from anomalens.errors import WrongInput
+from tests.support.command import run
 
 
 @pytest.fixture(scope="module")
@@ -76,14 +75,6 @@ def test_the_method_that_reads_names_gets_one(gear):
 # --- the commands -----------------------------------------------------------------------------------------------------
 
 SMALL = ("--method", "winclip", "--backbone", "clip:tiny?weights=random", "--set", "image_size=64")
-
-
-def run(*arguments: object, code: int = 0):
-    result = CliRunner().invoke(main, [str(a) for a in arguments])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output + result.stderr
-    return result
 
 
 @pytest.fixture

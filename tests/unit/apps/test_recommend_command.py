@@ -10,7 +10,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 import anomalens as al
 from anomalens.apps import recommend as app
@@ -19,17 +18,10 @@ from anomalens.bench.recommend import Query, recommend
 from anomalens.datasets.procedural import Procedural
 from anomalens.types import Card
 from tests.support.chat_server import ScriptedChatServer
+from tests.support.command import run
 from tests.unit.spec_cards import CARDS
 
 ROOT = Path(__file__).parents[3]
-
-
-def run(*arguments: object, code: int = 0):
-    result = CliRunner().invoke(main, [str(a) for a in arguments])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output + result.stderr
-    return result
 
 
 @pytest.fixture(scope="module")

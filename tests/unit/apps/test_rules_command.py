@@ -6,16 +6,15 @@ import json
 import re
 
 import pytest
-from click.testing import CliRunner
 
 from anomalens.apps import explain as stage
-from anomalens.apps.cli import main
 from anomalens.apps.report import marks, numbered
 from anomalens.errors import SandboxUnavailable
 from anomalens.reasoning import rules as rule_files
 from anomalens.reasoning.logicode import load_program
 from anomalens.reasoning.sandbox import sandbox
 from tests.support.chat_server import ScriptedChatServer, Step
+from tests.support.command import run
 from tests.support.rules import COUNTS, IN_WORDS, LEARNT, NUTS, TRAY, write_trays
 
 PARSER = ("--parser", NUTS["parser"], "--set", f"parser_settings={json.dumps(NUTS['parser_settings'])}")
@@ -45,14 +44,6 @@ def folder(tmp_path_factory):
     for name, text in (("tray", TRAY), ("learnt", LEARNT), ("words", IN_WORDS)):
         (root / f"{name}.yaml").write_text(text)
     return root
-
-
-def run(*words, code: int = 0):
-    result = CliRunner().invoke(main, [str(word) for word in words])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output + result.stderr
-    return result
 
 
 def refused(*words) -> str:
